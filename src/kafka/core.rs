@@ -1,0 +1,156 @@
+//! What the shell asks of a deterministic core: one value per partition, stepped by poll batches.
+//!
+//! A core is a pure function of (state, input): no I/O, no clock, no randomness. The live loop, recovery by replay,
+//! `simulate` and the tests call the same [`Core::step`].
+//!
+//! There is no undo: the outputs of an uncommitted step are kept by the shell until their transaction commits, and an aborted
+//! transaction is sent again from them. State is dropped (and restored) only when the partition itself is lost.
+
+use crate::clock::Wall;
+
+/// The input topics of a partition, in the order a step processes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Input {
+    /// `runwarden.commands`
+    Commands = 0,
+    /// `runwarden.outcomes`
+    Outcomes = 1,
+    /// `runs.telemetry`: own telemetry, as producers placed it
+    Telemetry = 2,
+    /// `runwarden.repartition`: telemetry re-keyed to its tenant's partition
+    Repartition = 3,
+}
+
+impl Input {
+    /// All inputs in processing order.
+    pub const ALL: [Self; 4] = [Self::Commands, Self::Outcomes, Self::Telemetry, Self::Repartition];
+}
+
+/// The topics a core writes; names come from `[topics]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "each is the topic of the same name in contracts.md")]
+pub enum Topic {
+    Signals,
+    Alerts,
+    Interventions,
+    Runs,
+    Lessons,
+    Policies,
+    PolicyLevel,
+    Evaluations,
+    Audit,
+    CommandResults,
+    Live,
+    DeadLetter,
+    Repartition,
+}
+
+/// One consumed record, borrowed from the client's buffer (or from a file).
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    /// Offset in its input partition.
+    pub offset: i64,
+    /// The broker's timestamp (log append or create time), µs; 0 when there is none.
+    pub timestamp: i64,
+    /// Record key.
+    pub key: Option<&'a [u8]>,
+    /// Record value; `None` is a tombstone.
+    pub payload: Option<&'a [u8]>,
+    /// Header names and values. Re-keyed records carry their origin here.
+    pub headers: &'a [(&'a str, &'a [u8])],
+}
+
+/// The records of one input partition in a step: consecutive offsets as delivered (gaps are transaction markers).
+#[derive(Debug)]
+pub struct InputBatch<'a> {
+    /// Which input.
+    pub input: Input,
+    /// The records in offset order.
+    pub records: Vec<Record<'a>>,
+    /// Whether this input stood at its end offset when the step was cut.
+    pub at_end: bool,
+}
+
+/// One step: a poll batch and what the core is not told by data.
+#[derive(Debug)]
+pub struct StepInput<'a> {
+    /// Step number of this partition, 1, 2, 3 …
+    pub number: u64,
+    /// The step's clock: never before the last step's.
+    pub now: Wall,
+    /// One entry per input that has records or whose `at_end` is known; in [`Input`] order.
+    pub inputs: Vec<InputBatch<'a>>,
+    /// The last step of `simulate` and `run --until-end`: watermarks go to infinity, every window closes.
+    pub finish: bool,
+}
+
+/// A record to be produced in the step's transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutRecord {
+    /// Where to.
+    pub topic: Topic,
+    /// Explicit partition (re-keyed records); otherwise placed by murmur2 of the key.
+    pub partition: Option<i32>,
+    /// Record key.
+    pub key: Vec<u8>,
+    /// Value; `None` is a tombstone.
+    pub payload: Option<Vec<u8>>,
+    /// Headers in order.
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+/// What a step gave.
+#[derive(Debug, Default)]
+pub struct StepOutput {
+    /// Records to produce, in order.
+    pub records: Vec<OutRecord>,
+    /// Digest of the step's decisions; measured times are not in it. Recorded on `runwarden.steps`, compared on replay.
+    pub digest: u64,
+    /// Commit at once (a BREACH or an intervention is among the decisions).
+    pub urgent: bool,
+    /// Rough bytes the decisions will take, for the size bound of a transaction.
+    pub bytes: usize,
+}
+
+/// One checkpointed key of a partition's state. `value: None` deletes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateChange {
+    /// Unique within the partition; never empty (the empty key is the shell's mark).
+    pub key: Vec<u8>,
+    /// Versioned, checksummed bytes.
+    pub value: Option<Vec<u8>>,
+}
+
+/// Why a core stopped. Nothing a record contains may cause one: bad records are dead letters.
+#[derive(Debug, thiserror::Error)]
+#[error("{context}: {message}")]
+pub struct CoreError {
+    /// What was being done.
+    pub context: &'static str,
+    /// What went wrong.
+    pub message: String,
+}
+
+/// A partition's deterministic state.
+pub trait Core: Send {
+    /// Version of the code that decides; another version's digests are not compared.
+    fn version(&self) -> &str;
+    /// Processes one step.
+    fn step(&mut self, input: &StepInput<'_>) -> Result<StepOutput, CoreError>;
+    /// State changed since the last call (everything, once, after `mark_all_dirty` or for a new core).
+    fn take_changes(&mut self) -> Vec<StateChange>;
+    /// Makes the next [`Core::take_changes`] a full one.
+    fn mark_all_dirty(&mut self);
+    /// Whether the next step should be followed by a checkpoint at once (a snapshot was adopted).
+    fn wants_checkpoint(&self) -> bool {
+        false
+    }
+    /// Takes one checkpointed key back. Unknown or older versions are counted and refused, never misread; a refused key
+    /// leaves the rest usable.
+    fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), CoreError>;
+    /// Called once after the last `restore` and before the first `step`.
+    fn restored(&mut self) -> Result<(), CoreError>;
+    /// Earliest wall time at which a step without input would do something (idle tenants, deadlines); `None`: never.
+    fn next_deadline(&self) -> Option<Wall>;
+}

@@ -1,0 +1,3 @@
+//! The telemetry event in Arrow: schema, decoders, redaction, prices.
+
+pub mod schema;

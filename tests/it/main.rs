@@ -1,0 +1,1 @@
+//! Behaviour tests: one binary, one module per behaviour.
