@@ -1,9 +1,216 @@
 //! Subcommands: the only room that may know every other.
+//!
+//! Each subcommand is a file: it parses nothing (clap did), does its work through the other rooms, and gives an exit code:
+//! 0 done; 1 invalid input; 2 usage; 3 could not reach or write.
 
+mod check;
+mod demo;
+pub mod load;
+mod metered;
+mod replay;
+mod run;
+mod simulate;
+mod topics;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Holds LLM runs within their limits: windowed SQL over run telemetry from Kafka, decided exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "runwarden", version, about, max_term_width = 110, after_help = "\
+Start here:
+  runwarden demo                       see limits caught, with no broker and no set-up
+  runwarden check                      compile every query and policy, and learn where they are wrong
+  runwarden simulate --policies config/policies --telemetry events.jsonl --out out
+                                       what these policies would have done on recorded telemetry
+  runwarden run                        the sidecar itself, on the Kafka of config/runwarden.toml")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The whole system in one process: a Kafka mock, traffic in which some runs misbehave, the sidecar, a live summary
+    Demo(DemoArguments),
+    /// The sidecar: consumes telemetry from Kafka, decides, publishes
+    Run(RunArguments),
+    /// Compiles and validates every query, policy and the configuration, and says where they are wrong
+    Check(CheckArguments),
+    /// What a policy set would have done on recorded telemetry; executes nothing
+    Simulate(SimulateArguments),
+    /// Produces recorded telemetry into a Kafka topic, at its own pace or faster
+    Replay(ReplayArguments),
+    /// Creates or describes the topics of the configuration
+    Topics(TopicsArguments),
+}
+
+/// `--config`, shared by the subcommands that read it.
+#[derive(Debug, clap::Args)]
+pub struct ConfigArgument {
+    /// Configuration file; RUNWARDEN_SECTION__KEY in the environment overrides its keys
+    #[arg(long, value_name = "FILE", default_value = "config/runwarden.toml")]
+    config: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct DemoArguments {
+    /// Stop by itself after this long (30s, 2m); without it: until Ctrl-C
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    length: Option<std::time::Duration>,
+    /// HTTP listener of the demo; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    listen: std::net::SocketAddr,
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Read to the end offsets as they are now, close every window, commit, and exit
+    #[arg(long)]
+    until_end: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct CheckArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Warnings fail too
+    #[arg(long)]
+    strict: bool,
+    /// Print the effective configuration, the metrics and the limits in force
+    #[arg(long)]
+    print: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct SimulateArguments {
+    /// Policy files to put in force
+    #[arg(long, value_name = "DIR")]
+    policies: PathBuf,
+    /// A second set to compare with; writes diff.json
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
+    /// Metric queries
+    #[arg(long, value_name = "DIR", default_value = "queries")]
+    queries: PathBuf,
+    /// Telemetry files (.jsonl, .csv, .parquet); several are merged by event time
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    telemetry: Vec<PathBuf>,
+    /// Where the results go (created if missing)
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// What "too far in the future" compares with (RFC 3339); default: the start of the command
+    #[arg(long, value_name = "TIME")]
+    now: Option<String>,
+    /// Prices for events that report no cost
+    #[arg(long, value_name = "FILE", default_value = "config/prices.toml")]
+    prices: PathBuf,
+    /// Print the summary as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct ReplayArguments {
+    /// Telemetry files (.jsonl, .csv, .parquet); several are merged by event time
+    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    telemetry: Vec<PathBuf>,
+    /// Bootstrap servers
+    #[arg(long, value_name = "HOST:PORT,…")]
+    brokers: String,
+    /// Topic to produce to
+    #[arg(long)]
+    topic: String,
+    /// Times the recorded pace (1, 10, …), or max
+    #[arg(long, default_value = "max")]
+    speed: String,
+    /// How records are keyed: by tenant (as the contract says), by run, or not at all
+    #[arg(long, value_enum, default_value = "tenant")]
+    key: replay::KeyBy,
+}
+
+#[derive(Debug, clap::Args)]
+struct TopicsArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    #[command(subcommand)]
+    action: TopicsAction,
+}
+
+#[derive(Debug, Subcommand)]
+enum TopicsAction {
+    /// Creates what is missing and verifies what is there
+    Create,
+    /// Shows partitions and settings of every topic
+    Describe,
+}
+
+/// Why a subcommand failed; its exit code.
+#[derive(Debug)]
+pub enum Failure {
+    /// 1: unreadable file, no valid row, an error found by `check`.
+    Invalid(String),
+    /// 3: could not reach or write.
+    Reach(String),
+}
+
+impl Failure {
+    fn invalid(error: impl std::fmt::Display) -> Self {
+        Self::Invalid(error.to_string())
+    }
+
+    fn reach(error: impl std::fmt::Display) -> Self {
+        Self::Reach(error.to_string())
+    }
+}
+
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    crate::config::parse_duration(text).map_err(|e| e.to_string())
+}
 
 /// Parses the command line, runs the subcommand and returns its exit code (0 done, 1 invalid input, 2 usage, 3 could not
 /// reach or write).
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Demo(a) => demo::main(&a),
+        Command::Run(a) => run::main(&a),
+        Command::Check(a) => check::main(&a),
+        Command::Simulate(a) => simulate::main(&a),
+        Command::Replay(a) => replay::main(&a),
+        Command::Topics(a) => topics::main(&a),
+    };
+    match result {
+        Ok(code) => code,
+        Err(Failure::Invalid(message)) => {
+            eprintln!("error: {message}");
+            ExitCode::from(1)
+        }
+        Err(Failure::Reach(message)) => {
+            eprintln!("error: {message}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn simulate_needs_policies_telemetry_and_a_place_for_results() {
+        assert!(Arguments::try_parse_from(["runwarden", "simulate", "--policies", "p"]).is_err());
+        let line = ["runwarden", "simulate", "--policies", "p", "--telemetry", "a.jsonl", "b.csv", "--out", "o"];
+        assert!(Arguments::try_parse_from(line).is_ok());
+    }
 }

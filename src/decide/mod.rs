@@ -1,1 +1,14 @@
-//! decide
+//! What is decided from window results and limits: levels and signals, correlated alerts, interventions.
+//!
+//! Pure: no I/O, no clock, no randomness. Everything here is a function of (state, input); ids are derived from what they
+//! identify. The comparisons themselves are SQL (`queries/decide/`), so that people can read and change them.
+
+pub mod correlation;
+pub mod id;
+pub mod interventions;
+pub mod levels;
+pub mod records;
+pub mod signals;
+pub mod sql;
+
+pub use id::of;

@@ -81,6 +81,8 @@ pub struct StepInput<'a> {
     pub now: Wall,
     /// One entry per input that has records or whose `at_end` is known; in [`Input`] order.
     pub inputs: Vec<InputBatch<'a>>,
+    /// A recorded step is run again (recovery, `explain`): outputs are discarded, no new snapshot is adopted.
+    pub replaying: bool,
     /// The last step of `simulate` and `run --until-end`: watermarks go to infinity, every window closes.
     pub finish: bool,
 }

@@ -1,1 +1,20 @@
-//! pipeline
+//! The core: one partition's state and its `step`; checkpoint out and in.
+//!
+//! Pure and deterministic: no I/O, no clock, no randomness. The live shell, `simulate`, the tests and recovery call the very same
+//! [`Partition`]. What a step says is a list of [`crate::decide::records::Decision`]s; [`Partition`] as a
+//! [`crate::kafka::core::Core`] gives them encoded, with a digest.
+
+pub mod checkpoint;
+pub mod clocks;
+mod core;
+pub mod encode;
+pub mod intake;
+pub mod judge;
+pub mod limits;
+pub mod partition;
+pub mod runs;
+pub mod simulate;
+pub mod watcher;
+
+pub use intake::{InputNames, Own};
+pub use partition::{Counts, Partition, Settings, Step};

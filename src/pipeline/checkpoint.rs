@@ -1,0 +1,227 @@
+//! A partition's state as keyed bytes and back.
+//!
+//! A key is a tag byte and the parts of what it names, percent-encoded and joined by `/`; window and duplicate state keep their
+//! own keys behind their tag. A value is `[version][crc32][payload]`; another version is refused with a clear message and a
+//! wrong checksum is an error: state is never misread.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::decide::correlation::Open;
+use crate::decide::id::part;
+use crate::decide::interventions::{Live, Slot};
+use crate::decide::levels::{Line, Up};
+use crate::kafka::core::{CoreError, StateChange};
+use crate::pipeline::clocks::Clock;
+use crate::pipeline::partition::{Meta, Partition};
+use crate::pipeline::runs::Run;
+use crate::policy::Snapshot;
+
+/// Version of the payloads written here.
+const VERSION: u8 = 1;
+
+const WINDOWS: u8 = b'W';
+const MEMBERS: u8 = b'C';
+const DEDUP: u8 = b'D';
+const ALERTS: u8 = b'A';
+const INTERVENTIONS: u8 = b'I';
+const LEVELS: u8 = b'L';
+const RUNS: u8 = b'R';
+const CLOCKS: u8 = b'T';
+const SNAPSHOTS: u8 = b'S';
+const META: u8 = b'P';
+
+fn key(tag: u8, parts: &[&str]) -> Vec<u8> {
+    let mut key = vec![tag];
+    key.extend(parts.iter().map(|p| part(p)).collect::<Vec<_>>().join("/").into_bytes());
+    key
+}
+
+fn raw_key(tag: u8, rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(rest.len() + 1);
+    key.push(tag);
+    key.extend_from_slice(rest);
+    key
+}
+
+fn wrap(payload: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(payload.len() + 5);
+    value.push(VERSION);
+    value.extend_from_slice(&crc32fast::hash(payload).to_le_bytes());
+    value.extend_from_slice(payload);
+    value
+}
+
+fn refuse(message: impl Into<String>) -> CoreError {
+    CoreError { context: "cannot take checkpointed state back", message: message.into() }
+}
+
+fn unwrap(value: &[u8]) -> Result<&[u8], CoreError> {
+    let Some((&version, rest)) = value.split_first() else { return Err(refuse("an empty value")) };
+    if version != VERSION {
+        return Err(refuse(format!("state of version {version}; this program reads version {VERSION}")));
+    }
+    let Some((crc, payload)) = rest.split_first_chunk::<4>() else { return Err(refuse("a truncated value")) };
+    if crc32fast::hash(payload) != u32::from_le_bytes(*crc) {
+        return Err(refuse("the checksum does not match"));
+    }
+    Ok(payload)
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, CoreError> {
+    serde_json::to_vec(value).map(|p| wrap(&p)).map_err(|e| refuse(e.to_string()))
+}
+
+fn from_json<T: DeserializeOwned>(value: &[u8]) -> Result<T, CoreError> {
+    serde_json::from_slice(unwrap(value)?).map_err(|e| refuse(e.to_string()))
+}
+
+struct Changes(Vec<StateChange>);
+
+impl Changes {
+    /// What cannot be encoded is left out of the checkpoint: the older value and the recorded steps still give it back.
+    fn put<T: Serialize>(&mut self, key: Vec<u8>, value: Option<&T>) {
+        match value.map(json) {
+            Some(Ok(value)) => self.0.push(StateChange { key, value: Some(value) }),
+            Some(Err(error)) => tracing::error!(%error, "a state record was left out of the checkpoint"),
+            None => self.0.push(StateChange { key, value: None }),
+        }
+    }
+
+    fn raw(&mut self, tag: u8, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>) {
+        let change = |(k, value): (Vec<u8>, _)| StateChange { key: raw_key(tag, &k), value };
+        self.0.extend(changes.into_iter().map(change));
+    }
+}
+
+impl Partition {
+    /// Everything that changed since the last call.
+    pub(super) fn changes(&mut self) -> Vec<StateChange> {
+        let mut out = Changes(Vec::new());
+        out.raw(WINDOWS, self.engine.take_changes());
+        out.raw(MEMBERS, self.correlation.take_window_changes());
+        out.raw(DEDUP, self.dedup.take_changes());
+        for ((tenant, correlation_key), open) in self.correlation.take_changes() {
+            let value = open.map(|o| (tenant.clone(), correlation_key.clone(), o));
+            out.put(key(ALERTS, &[&tenant, &correlation_key]), value.as_ref());
+        }
+        for (slot, live) in self.interventions.take_changes() {
+            let name = key(INTERVENTIONS, &[&slot.tenant, &slot.kind, &slot.target.kind, &slot.target.id]);
+            out.put(name, live.map(|l| (&slot, l)).as_ref());
+        }
+        for (line, ups) in self.levels.take_changes() {
+            let version = line.policy_version.to_string();
+            let parts =
+                [&line.tenant, &line.metric, &line.scope_id, &line.policy_tenant, &line.policy_id, &line.limit_id, &version];
+            out.put(key(LEVELS, &parts.map(String::as_str)), ups.map(|u| (&line, u)).as_ref());
+        }
+        for ((tenant, run), state) in self.runs.take_changes() {
+            out.put(key(RUNS, &[&tenant, &run]), state.map(|s| (&tenant, &run, s)).as_ref());
+        }
+        for (tenant, clock) in self.clocks.take_changes() {
+            out.put(key(CLOCKS, &[&tenant]), Some(&(&tenant, clock)));
+        }
+        for id in std::mem::take(&mut self.dirty_snapshots) {
+            let held = self.limits.snapshots().find(|s| s.id() == &*id).map(|s| s.to_json());
+            out.put(key(SNAPSHOTS, &[&id]), held.as_ref());
+        }
+        out.put(key(META, &["partition"]), Some(&self.meta));
+        self.checkpoint_due = false;
+        out.0
+    }
+
+    /// Makes the next [`Self::changes`] a full one.
+    pub(super) fn all_dirty(&mut self) {
+        self.engine.mark_all_dirty();
+        self.correlation.mark_all_dirty();
+        self.dedup.mark_all_dirty();
+        self.interventions.mark_all_dirty();
+        self.levels.mark_all_dirty();
+        self.runs.mark_all_dirty();
+        self.clocks.mark_all_dirty();
+        let ids = self.limits.snapshots().map(|s| Arc::from(s.id())).collect::<Vec<_>>();
+        self.dirty_snapshots.extend(ids);
+    }
+
+    /// Takes one key back.
+    pub(super) fn take_back(&mut self, key: &[u8], value: &[u8]) -> Result<(), CoreError> {
+        let Some((&tag, rest)) = key.split_first() else { return Err(refuse("an empty key")) };
+        match tag {
+            WINDOWS => self.engine.restore(rest, value).map_err(|e| refuse(e.to_string())),
+            MEMBERS => self.correlation.restore_window(rest, value).map_err(|e| refuse(e.to_string())),
+            DEDUP => self.dedup.restore(rest, value).map_err(|e| refuse(e.to_string())),
+            ALERTS => {
+                let (tenant, name, open): (String, String, Vec<Open>) = from_json(value)?;
+                self.correlation.restore((tenant, name), open);
+                Ok(())
+            }
+            INTERVENTIONS => {
+                let (slot, live): (Slot, Live) = from_json(value)?;
+                self.interventions.restore(slot, live);
+                Ok(())
+            }
+            LEVELS => {
+                let (line, ups): (Line, Vec<Up>) = from_json(value)?;
+                self.levels.restore(line, ups);
+                Ok(())
+            }
+            RUNS => {
+                let (tenant, id, run): (String, String, Run) = from_json(value)?;
+                self.runs.restore(&tenant, &id, run);
+                Ok(())
+            }
+            CLOCKS => {
+                let (tenant, clock): (String, Clock) = from_json(value)?;
+                self.clocks.restore(&tenant, clock);
+                Ok(())
+            }
+            SNAPSHOTS => {
+                let text: String = from_json(value)?;
+                let snapshot = Snapshot::from_json(&text).map_err(|e| refuse(e.to_string()))?;
+                self.limits.hold(Arc::new(snapshot));
+                Ok(())
+            }
+            META => {
+                self.meta = from_json::<Meta>(value)?;
+                Ok(())
+            }
+            other => Err(refuse(format!("state of a kind this program does not know ({:?})", char::from(other)))),
+        }
+    }
+
+    /// After the last key: puts the restored snapshot in force; the configured one follows at the next live step if it is
+    /// another.
+    pub(super) fn taken_back(&mut self) -> Result<(), CoreError> {
+        self.engine.finish_restore().map_err(|e| refuse(e.to_string()))?;
+        self.correlation.restored().map_err(|e| refuse(e.to_string()))?;
+        let restored = self.limits.snapshots().find(|s| s.id() == self.meta.snapshot).cloned();
+        if let Some(restored) = restored {
+            self.limits.adopt(Arc::clone(&restored));
+            self.adopt = self.adopt.take().filter(|wanted| wanted.id() != restored.id());
+        }
+        self.runs.rebind();
+        self.groups.forget();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_a_flipped_bit_and_a_cut_are_refused_by_name() {
+        let good = json(&7u32).unwrap();
+        assert_eq!(from_json::<u32>(&good).unwrap(), 7);
+        let mut older = good.clone();
+        older[0] = 0;
+        assert!(from_json::<u32>(&older).unwrap_err().to_string().contains("version 0"));
+        let mut flipped = good.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        assert!(from_json::<u32>(&flipped).unwrap_err().to_string().contains("checksum"));
+        assert!(from_json::<u32>(&good[..3]).is_err());
+        assert!(from_json::<u32>(&[]).is_err());
+    }
+}

@@ -1,0 +1,131 @@
+//! The clock of each tenant: its highest event time, and how it moves on when the tenant falls silent (T3, X10).
+//!
+//! A tenant that has been silent for the idle timeout while the consumer stood at the end of its input gets a watermark that
+//! moves on by the wall time elapsed there. The wall time is relative, so replayed history behaves like live traffic.
+
+use std::collections::BTreeSet;
+
+use hashbrown::HashMap;
+use rustc_hash::FxBuildHasher;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::{Micros, Wall};
+
+/// One tenant's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Highest event time so far, µs.
+    pub highest: Micros,
+    /// Reading of the partition's end clock at the tenant's last record, µs.
+    pub heard: Micros,
+}
+
+/// Wall time that passed while the consumer stood at the end of its input.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndClock {
+    /// µs spent at the end so far.
+    pub elapsed: Micros,
+    /// Clock of the last step, when that step stood at the end.
+    pub since: Option<Micros>,
+}
+
+impl EndClock {
+    /// A step with clock `now` that stands at the end or not.
+    pub fn step(&mut self, now: Wall, at_end: bool) {
+        if let Some(since) = self.since {
+            self.elapsed += (now.0 - since).max(0);
+        }
+        self.since = at_end.then_some(now.0);
+    }
+}
+
+/// The clocks of a partition's tenants.
+#[derive(Debug, Default)]
+pub struct Clocks {
+    tenants: HashMap<Box<str>, Clock, FxBuildHasher>,
+    dirty: BTreeSet<Box<str>>,
+}
+
+impl Clocks {
+    /// A record of `tenant` at `time`; gives the tenant's clock after it.
+    pub fn hear(&mut self, tenant: &str, time: Micros, end: &EndClock) -> Micros {
+        let clock = self.tenants.entry_ref(tenant).or_insert_with(|| Clock { highest: time, heard: end.elapsed });
+        clock.highest = clock.highest.max(time);
+        clock.heard = end.elapsed;
+        clock.highest
+    }
+
+    /// Highest event time of the tenant.
+    pub fn highest(&self, tenant: &str) -> Option<Micros> {
+        self.tenants.get(tenant).map(|c| c.highest)
+    }
+
+    /// Highest event time of all tenants.
+    pub fn latest(&self) -> Option<Micros> {
+        self.tenants.values().map(|c| c.highest).max()
+    }
+
+    /// Tenants silent for `timeout` at the end, with the event time their clock has idled to, in tenant order.
+    pub fn idle(&self, timeout: Micros, end: &EndClock) -> Vec<(Box<str>, Micros)> {
+        let mut idle: Vec<_> = self
+            .tenants
+            .iter()
+            .filter_map(|(tenant, clock)| {
+                let silent = end.elapsed - clock.heard;
+                (silent >= timeout).then(|| (tenant.clone(), clock.highest.saturating_add(silent)))
+            })
+            .collect();
+        idle.sort_unstable();
+        idle
+    }
+
+    /// Every tenant, in order.
+    pub fn tenants(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.tenants.keys().map(|t| &**t).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Notes that the tenants' clocks changed in this step (all that were heard).
+    pub fn touch(&mut self, tenant: &str) {
+        if !self.dirty.contains(tenant) {
+            self.dirty.insert(tenant.into());
+        }
+    }
+
+    /// Clocks changed since the last call.
+    pub fn take_changes(&mut self) -> Vec<(Box<str>, Clock)> {
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty.into_iter().filter_map(|t| self.tenants.get(&t).map(|c| (t.clone(), *c))).collect()
+    }
+
+    /// Makes the next [`Self::take_changes`] a full one.
+    pub fn mark_all_dirty(&mut self) {
+        self.dirty.extend(self.tenants.keys().cloned());
+    }
+
+    /// Takes a clock back.
+    pub fn restore(&mut self, tenant: &str, clock: Clock) {
+        self.tenants.insert(tenant.into(), clock);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SECOND;
+
+    #[test]
+    fn only_time_at_the_end_makes_a_tenant_idle() {
+        let (mut end, mut clocks) = (EndClock::default(), Clocks::default());
+        end.step(Wall(0), false);
+        clocks.hear("a", 1000 * SECOND, &end);
+        end.step(Wall(600 * SECOND), false);
+        assert!(clocks.idle(30 * SECOND, &end).is_empty(), "ten minutes of catching up are not silence");
+        end.step(Wall(601 * SECOND), true);
+        end.step(Wall(640 * SECOND), true);
+        assert_eq!(clocks.idle(30 * SECOND, &end), vec![("a".into(), 1039 * SECOND)]);
+        clocks.hear("a", 1001 * SECOND, &end);
+        assert!(clocks.idle(30 * SECOND, &end).is_empty());
+    }
+}

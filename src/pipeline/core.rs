@@ -1,0 +1,87 @@
+//! A [`Partition`] as the shell sees it: steps in, records and a digest out.
+
+use crate::clock::Wall;
+use crate::decide::records::{Decision, Kind};
+use crate::kafka::core::{Core, CoreError, OutRecord, StateChange, StepInput, StepOutput, Topic};
+use crate::pipeline::encode::{self, Digest};
+use crate::pipeline::partition::{Partition, Step};
+
+/// Version of the deciding code. Digests of another version are not compared on replay.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+impl Partition {
+    /// A step's records in the order in which they go out.
+    pub fn encode(&self, step: &Step) -> Result<StepOutput, CoreError> {
+        let source = &self.settings.source;
+        let mut out = StepOutput::default();
+        if let Some(snapshot) = &step.adopted {
+            out.records.push(OutRecord {
+                topic: Topic::Policies,
+                partition: None,
+                key: format!("*/snapshot/{}", snapshot.id()).into_bytes(),
+                payload: Some(snapshot.to_json().into_bytes()),
+                headers: vec![("content-type".into(), b"application/json".to_vec())],
+            });
+        }
+        for decision in &step.decisions {
+            out.urgent |= match decision {
+                Decision::Signal(s) => s.kind == Kind::Breach,
+                Decision::Intervention(_) => true,
+                _ => false,
+            };
+            out.records.push(encode::record(decision, source)?);
+        }
+        for dead in &step.dead {
+            out.records.push(OutRecord {
+                topic: Topic::DeadLetter,
+                partition: None,
+                key: dead.key.clone().or_else(|| dead.tenant_id.clone().map(String::into_bytes)).unwrap_or_default(),
+                payload: Some(dead.value.clone()),
+                headers: dead.headers(),
+            });
+        }
+        out.records.extend(step.rekeyed.iter().cloned());
+        let mut digest = Digest::default();
+        for record in &out.records {
+            digest.record(record);
+            out.bytes += record.key.len() + record.payload.as_ref().map_or(0, Vec::len);
+        }
+        out.digest = digest.finish();
+        Ok(out)
+    }
+}
+
+impl Core for Partition {
+    fn version(&self) -> &str {
+        VERSION
+    }
+
+    fn step(&mut self, input: &StepInput<'_>) -> Result<StepOutput, CoreError> {
+        let step = self.advance(input)?;
+        self.encode(&step)
+    }
+
+    fn take_changes(&mut self) -> Vec<StateChange> {
+        self.changes()
+    }
+
+    fn mark_all_dirty(&mut self) {
+        self.all_dirty();
+    }
+
+    fn wants_checkpoint(&self) -> bool {
+        self.checkpoint_due
+    }
+
+    fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), CoreError> {
+        self.take_back(key, value)
+    }
+
+    fn restored(&mut self) -> Result<(), CoreError> {
+        self.taken_back()
+    }
+
+    fn next_deadline(&self) -> Option<Wall> {
+        self.deadline()
+    }
+}

@@ -1,0 +1,114 @@
+//! Decisions as records: JSON values, compacted or tenant keys, and CloudEvents in Kafka binary mode.
+//!
+//! The seven CloudEvents headers are written by hand (`ecosystem.md` §3): `ce_id` is unique per record, so it carries the
+//! revision of what has a life.
+
+use serde::Serialize;
+
+use crate::decide::id::rfc3339;
+use crate::decide::records::Decision;
+use crate::kafka::core::{CoreError, OutRecord, Topic};
+
+/// A decision as a record. `source` is the CloudEvents source of this deployment.
+pub fn record(decision: &Decision, source: &str) -> Result<OutRecord, CoreError> {
+    match decision {
+        Decision::Signal(s) => {
+            let kind = format!("runwarden.signal.{}", s.kind.as_str().to_lowercase());
+            let head = Head { id: s.signal_id.clone(), kind, time: s.decided_at, subject: &s.scope.id };
+            event(Topic::Signals, &s.tenant_id, source, &head, &**s)
+        }
+        Decision::Alert(a) => {
+            let kind = format!("runwarden.alert.{}", a.status.as_str().to_lowercase());
+            let id = format!("{}/{}", a.alert_id, a.revision);
+            event(Topic::Alerts, &a.tenant_id, source, &Head { id, kind, time: a.last_seen, subject: &a.alert_id }, &**a)
+        }
+        Decision::Intervention(i) => {
+            let id = format!("{}/{}", i.intervention_id, i.revision);
+            let kind = format!("runwarden.intervention.{}", i.kind.to_lowercase());
+            let head = Head { id, kind, time: i.created_at, subject: &i.target.id };
+            event(Topic::Interventions, &i.tenant_id, source, &head, &**i)
+        }
+        Decision::Audit(a) => {
+            let kind = format!("runwarden.audit.{}", a.kind);
+            let head = Head { id: a.audit_id.clone(), kind, time: a.at, subject: &a.subject.id };
+            event(Topic::Audit, &a.tenant_id, source, &head, &**a)
+        }
+        Decision::CommandResult(r) => {
+            let head = Head {
+                id: format!("{}/{}", r.command_id, r.offset),
+                kind: "runwarden.command.result".into(),
+                time: 0,
+                subject: &r.command_id,
+            };
+            event(Topic::CommandResults, &r.tenant_id, source, &head, &**r)
+        }
+    }
+}
+
+/// What a CloudEvent says of itself.
+pub struct Head<'a> {
+    /// Unique per record.
+    pub id: String,
+    /// `runwarden.<what>.<happened>`
+    pub kind: String,
+    /// µs; 0 leaves it out.
+    pub time: i64,
+    /// What it is about.
+    pub subject: &'a str,
+}
+
+/// A value as a CloudEvent in Kafka binary mode, keyed by `key`.
+pub fn event(
+    topic: Topic,
+    key: &str,
+    source: &str,
+    head: &Head<'_>,
+    value: &impl Serialize,
+) -> Result<OutRecord, CoreError> {
+    let payload = serde_json::to_vec(value)
+        .map_err(|e| CoreError { context: "cannot encode a decision", message: e.to_string() })?;
+    let mut headers = vec![
+        ("ce_id".to_owned(), head.id.clone().into_bytes()),
+        ("ce_source".to_owned(), source.as_bytes().to_vec()),
+        ("ce_type".to_owned(), head.kind.clone().into_bytes()),
+        ("ce_specversion".to_owned(), b"1.0".to_vec()),
+        ("ce_subject".to_owned(), crate::decide::id::part(head.subject).into_bytes()),
+        ("content-type".to_owned(), b"application/json".to_vec()),
+    ];
+    if head.time != 0 {
+        headers.insert(4, ("ce_time".to_owned(), rfc3339(head.time).into_bytes()));
+    }
+    Ok(OutRecord { topic, partition: None, key: key.as_bytes().to_vec(), payload: Some(payload), headers })
+}
+
+/// FNV-1a over what a step says: stable over versions of the standard library, cheap, and order-sensitive.
+#[derive(Debug, Clone, Copy)]
+pub struct Digest(u64);
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Digest {
+    /// Takes more bytes.
+    pub fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    /// Takes a record.
+    pub fn record(&mut self, record: &OutRecord) {
+        self.write(&[record.topic as u8]);
+        self.write(&record.partition.unwrap_or(-1).to_le_bytes());
+        self.write(&record.key);
+        self.write(record.payload.as_deref().unwrap_or_default());
+    }
+
+    /// The digest.
+    pub fn finish(self) -> u64 {
+        self.0
+    }
+}

@@ -1,0 +1,252 @@
+//! Limit sets: the arbitrated limits of each scope, interned, as the lookup table the threshold SQL joins on.
+//!
+//! A limit set is the arbitration for one combination of (snapshots at the binding moments; tenant, agent, key, human,
+//! project, provider). Combinations with equal results share a number. Sets are derived from snapshots, never checkpointed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{ArrayRef, Decimal128Array, Int32Array, RecordBatch, StringArray, UInt32Array};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use hashbrown::HashMap;
+use rustc_hash::FxBuildHasher;
+
+use crate::clock::Micros;
+use crate::pipeline::runs::Run;
+use crate::policy::{Ambiguity, BoundTerms, EffectiveLimit, LimitSet, Scope, Snapshot, Who};
+
+/// Combinations remembered before the memory of them starts over (the sets themselves stay).
+const REMEMBERED: usize = 200_000;
+
+/// Name, scope and place of a metric.
+#[derive(Debug, Clone)]
+pub struct MetricInfo {
+    /// Name.
+    pub name: String,
+    /// What its groups are.
+    pub scope: Scope,
+}
+
+/// The limits of one combination.
+#[derive(Debug)]
+pub struct Set {
+    /// In deterministic order; the threshold SQL's `limit_no` is the index.
+    pub limits: Vec<Arc<EffectiveLimit>>,
+    /// Per metric (by index): the lowest NEAR line, in units of 1e-9, and how many limits it has.
+    pub floors: Vec<Option<(i128, usize)>>,
+    /// FAIL_CLOSED could not order these.
+    pub ambiguous: Vec<Ambiguity>,
+}
+
+/// A combination as a key: the scope kind, its ids, the snapshots, and which time-bound policies are active.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Combination {
+    scope: Option<Scope>,
+    tenant: Box<str>,
+    ids: [Option<Arc<str>>; 5],
+    snapshots: [Option<Arc<str>>; 2],
+    active: u64,
+}
+
+/// The limit sets of a partition.
+pub struct LimitSets {
+    metrics: Vec<MetricInfo>,
+    by_name: BTreeMap<String, usize>,
+    snapshots: BTreeMap<Arc<str>, Arc<Snapshot>>,
+    current: Arc<Snapshot>,
+    known: HashMap<Combination, u32, FxBuildHasher>,
+    sets: Vec<Arc<Set>>,
+    lookup: Option<RecordBatch>,
+}
+
+/// Schema of the `limits` table of `queries/decide/thresholds.sql`.
+pub fn lookup_schema() -> SchemaRef {
+    let amount = DataType::Decimal128(38, 9);
+    Arc::new(Schema::new(vec![
+        Field::new("limit_set", DataType::UInt32, false),
+        Field::new("metric", DataType::Utf8, false),
+        Field::new("limit_no", DataType::Int32, false),
+        Field::new("near_at", amount.clone(), false),
+        Field::new("max", amount.clone(), false),
+        Field::new("near", amount, false),
+        Field::new("policy_id", DataType::Utf8, false),
+        Field::new("limit_id", DataType::Utf8, false),
+        Field::new("mode", DataType::Utf8, false),
+        Field::new("enforcement", DataType::Utf8, false),
+        Field::new("on_breach", DataType::Utf8, false),
+    ]))
+}
+
+impl LimitSets {
+    /// For these metrics under `snapshot`.
+    pub fn new(metrics: Vec<MetricInfo>, snapshot: Arc<Snapshot>) -> Self {
+        let by_name = metrics.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
+        let snapshots = BTreeMap::from([(Arc::from(snapshot.id()), Arc::clone(&snapshot))]);
+        Self { metrics, by_name, snapshots, current: snapshot, known: HashMap::default(), sets: Vec::new(), lookup: None }
+    }
+
+    /// The snapshot in force.
+    pub fn current(&self) -> &Arc<Snapshot> {
+        &self.current
+    }
+
+    /// The snapshots held, by id.
+    pub fn snapshots(&self) -> impl Iterator<Item = &Arc<Snapshot>> {
+        self.snapshots.values()
+    }
+
+    /// Holds a snapshot some run is bound to (after a restore).
+    pub fn hold(&mut self, snapshot: Arc<Snapshot>) {
+        self.snapshots.insert(Arc::from(snapshot.id()), snapshot);
+    }
+
+    /// Puts `snapshot` in force; runs stay bound to those they were bound to.
+    pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
+        self.hold(Arc::clone(&snapshot));
+        self.current = snapshot;
+        self.known.clear();
+    }
+
+    /// Drops the snapshots that neither are in force nor in `used`; gives their ids.
+    pub fn release(&mut self, used: &std::collections::BTreeSet<Arc<str>>) -> Vec<Arc<str>> {
+        let current = self.current.id().to_owned();
+        let gone: Vec<Arc<str>> =
+            self.snapshots.keys().filter(|id| ***id != *current && !used.contains(*id)).cloned().collect();
+        for id in &gone {
+            self.snapshots.remove(id);
+        }
+        gone
+    }
+
+    /// A set by its number.
+    pub fn get(&self, number: u32) -> Option<&Arc<Set>> {
+        self.sets.get(number as usize)
+    }
+
+    /// Whether a limit's being active depends on the time.
+    pub fn timed(&self) -> bool {
+        self.snapshots.values().any(|s| s.has_active_windows())
+    }
+
+    /// The limit set of a run's bound terms; `at` judges active times.
+    pub fn of_run(&mut self, tenant: &str, run: &Run, at: Option<Micros>) -> u32 {
+        let f = &run.fields;
+        let (start, first) = (self.bound(&run.run_start), self.bound(&run.first_token));
+        let active = [&start, &first, &self.current].iter().fold(0, |h: u64, s| h.rotate_left(21) ^ active(s, at));
+        let combination = Combination {
+            scope: None,
+            tenant: tenant.into(),
+            ids: [f.project.clone(), f.agent.clone(), f.api_key.clone(), f.human.clone(), f.provider.clone()],
+            snapshots: [Some(Arc::clone(&run.run_start)), Some(Arc::clone(&run.first_token))],
+            active,
+        };
+        if let Some(&number) = self.known.get(&combination) {
+            return number;
+        }
+        let terms = BoundTerms {
+            run_start: Some(start),
+            first_token: Some(first),
+            each_step: Arc::clone(&self.current),
+        };
+        let who = Who {
+            tenant,
+            project: f.project.as_deref(),
+            agent: f.agent.as_deref(),
+            api_key: f.api_key.as_deref(),
+            human: f.human.as_deref(),
+            provider: f.provider.as_deref(),
+        };
+        let scopes = |name: &str| self.by_name.get(name).and_then(|i| self.metrics.get(*i)).map(|m| m.scope);
+        let set = terms.effective(&who, &scopes, at);
+        self.intern(combination, set)
+    }
+
+    /// The limit set of a wider group: policies that match the group's own key, over the snapshot in force.
+    pub fn of_group(&mut self, scope: Scope, tenant: &str, id: &str, at: Option<Micros>) -> u32 {
+        let who = Who::of_group(scope, tenant, id);
+        let own = |v: Option<&str>| v.map(Arc::from);
+        let combination = Combination {
+            scope: Some(scope),
+            tenant: tenant.into(),
+            ids: [own(who.project), own(who.agent), own(who.api_key), own(who.human), own(who.provider)],
+            snapshots: [None, None],
+            active: active(&self.current, at),
+        };
+        if let Some(&number) = self.known.get(&combination) {
+            return number;
+        }
+        let scopes = |name: &str| self.by_name.get(name).and_then(|i| self.metrics.get(*i)).map(|m| m.scope);
+        let set = self.current.effective(&who, scope, &scopes, at);
+        self.intern(combination, set)
+    }
+
+    /// The `limits` table.
+    pub fn lookup(&mut self) -> Result<RecordBatch, datafusion::arrow::error::ArrowError> {
+        if let Some(batch) = &self.lookup {
+            return Ok(batch.clone());
+        }
+        let rows: Vec<(u32, i32, &EffectiveLimit)> = (0u32..)
+            .zip(&self.sets)
+            .flat_map(|(n, s)| (0i32..).zip(&s.limits).map(move |(i, l)| (n, i, &**l)))
+            .collect();
+        let amounts = |f: fn(&EffectiveLimit) -> i128| -> Result<ArrayRef, _> {
+            let values: Decimal128Array = rows.iter().map(|r| Some(f(r.2))).collect();
+            Ok::<ArrayRef, datafusion::arrow::error::ArrowError>(Arc::new(values.with_precision_and_scale(38, 9)?))
+        };
+        let texts = |f: fn(&EffectiveLimit) -> &str| -> ArrayRef {
+            Arc::new(rows.iter().map(|r| Some(f(r.2))).collect::<StringArray>())
+        };
+        let batch = RecordBatch::try_new(
+            lookup_schema(),
+            vec![
+                Arc::new(rows.iter().map(|r| Some(r.0)).collect::<UInt32Array>()),
+                texts(|l| &l.metric),
+                Arc::new(rows.iter().map(|r| Some(r.1)).collect::<Int32Array>()),
+                amounts(|l| l.near_at.0)?,
+                amounts(|l| l.max.0)?,
+                amounts(|l| l.near.0)?,
+                texts(|l| &l.policy_id),
+                texts(|l| &l.limit_id),
+                texts(|l| l.mode.as_str()),
+                texts(|l| l.enforcement.as_str()),
+                texts(|l| l.on_breach.as_str()),
+            ],
+        )?;
+        self.lookup = Some(batch.clone());
+        Ok(batch)
+    }
+
+    fn bound(&self, id: &Arc<str>) -> Arc<Snapshot> {
+        Arc::clone(self.snapshots.get(id).unwrap_or(&self.current))
+    }
+
+    fn intern(&mut self, combination: Combination, set: LimitSet) -> u32 {
+        let limits: Vec<Arc<EffectiveLimit>> = set.limits.into_iter().map(Arc::new).collect();
+        let same = self.sets.iter().position(|s| s.limits == limits && s.ambiguous == set.ambiguous);
+        let number = same.unwrap_or_else(|| {
+            let mut floors = vec![None; self.metrics.len()];
+            for limit in &limits {
+                let Some(&metric) = self.by_name.get(&limit.metric) else { continue };
+                let Some(floor) = floors.get_mut(metric) else { continue };
+                let (low, count) = floor.unwrap_or((i128::MAX, 0));
+                *floor = Some((low.min(limit.near_at.0), count + 1));
+            }
+            self.sets.push(Arc::new(Set { limits, floors, ambiguous: set.ambiguous }));
+            self.lookup = None;
+            self.sets.len() - 1
+        });
+        if self.known.len() >= REMEMBERED {
+            self.known.clear();
+        }
+        let number = u32::try_from(number).unwrap_or(u32::MAX);
+        self.known.insert(combination, number);
+        number
+    }
+}
+
+fn active(snapshot: &Snapshot, at: Option<Micros>) -> u64 {
+    match at {
+        Some(at) if snapshot.has_active_windows() => snapshot.active_key(at),
+        _ => 0,
+    }
+}

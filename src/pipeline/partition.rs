@@ -1,0 +1,656 @@
+//! One partition: its state and its step.
+//!
+//! Order inside a step (`architecture.md`, decision 2): commands, outcomes, due timers (idle clocks), own telemetry, re-keyed
+//! telemetry. Decides by calling the rooms that do: `stream` for windows, the threshold SQL for near and past, `decide` for
+//! levels, alerts and interventions. Invariant: (state, step input) → (state', decisions), nothing else.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use datafusion::arrow::record_batch::RecordBatch;
+use hashbrown::HashSet;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::{Micros, Wall};
+use crate::decide::correlation::{self, Correlation, Entry, Member};
+use crate::decide::interventions::{Interventions, Outcome};
+use crate::decide::levels::{Change, Levels, Observation};
+use crate::decide::records::{CommandResult, Decision, Evidence, Kind, Place};
+use crate::decide::signals::{self, Circumstance, Figures};
+use crate::decide::sql::Prepared;
+use crate::kafka::core::{CoreError, Input, InputBatch, OutRecord, StepInput};
+use crate::pipeline::clocks::{Clocks, EndClock};
+use crate::pipeline::intake::{self, InputNames, Own, Rows};
+use crate::pipeline::judge::{self, Item, MetricPlan};
+use crate::pipeline::limits::{LimitSets, MetricInfo};
+use crate::pipeline::runs::{Bound, RunTable, Seen};
+use crate::pipeline::watcher::{GroupCache, Watcher};
+use crate::policy::{Mode, Scope, Snapshot};
+use crate::stream::{Engine, Metric, Output, Query};
+use crate::telemetry::schema::col;
+use crate::telemetry::{Batch, DeadLetter, Decoder, Dedup, Reason, redacted_json};
+
+/// Everything a core is made from; shared by the partitions of a process.
+pub struct Settings {
+    /// The metric queries.
+    pub metrics: Vec<Arc<Metric>>,
+    /// Text of `queries/decide/thresholds.sql`.
+    pub thresholds: String,
+    /// `queries/decide/correlation.sql`, compiled.
+    pub correlation: Arc<Query>,
+    /// The policies that should be in force.
+    pub snapshot: Arc<Snapshot>,
+    /// How windows are kept.
+    pub stream: crate::stream::Settings,
+    /// How records are decoded.
+    pub decoder: Arc<crate::telemetry::Settings>,
+    /// `[time] dedup-horizon`, µs, and the cap on ids held.
+    pub dedup: (Micros, usize),
+    /// `[time] idle-timeout`, µs.
+    pub idle_timeout: Micros,
+    /// Input topics, for the origin of rows.
+    pub inputs: InputNames,
+    /// CloudEvents source of this deployment.
+    pub source: String,
+    /// Whether a step hands out every final result (`simulate`).
+    pub finals: bool,
+    /// `simulate` and `run --until-end`: the step's clock is the highest event time so far, and idle tenants wait for the end.
+    pub event_clock: bool,
+    /// What `future` compares with; `None`: the step's clock.
+    pub future_at: Option<Wall>,
+}
+
+/// What one step gave, before it is encoded.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// In order.
+    pub decisions: Vec<Decision>,
+    /// What could not be processed.
+    pub dead: Vec<DeadLetter>,
+    /// Records for the repartition topic.
+    pub rekeyed: Vec<OutRecord>,
+    /// The snapshot adopted by this step.
+    pub adopted: Option<Arc<Snapshot>>,
+    /// With [`Settings::finals`]: (metric, rows) of closed windows.
+    pub finals: Vec<(usize, RecordBatch)>,
+    /// What to count.
+    pub counts: Counts,
+}
+
+/// Figures of a step, for metrics and summaries.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Counts {
+    /// Records by [`Input`].
+    pub records: [u64; 4],
+    /// Rows decoded.
+    pub decoded: u64,
+    /// Duplicates dropped.
+    pub duplicates: u64,
+    /// Rows late for at least one window, by metric.
+    pub late: Vec<u64>,
+    /// Windows closed, by metric.
+    pub closed: Vec<u64>,
+    /// Early results of touched groups.
+    pub early: u64,
+    /// Rows of runs that no policy covers.
+    pub uncovered: u64,
+}
+
+/// A partition's state.
+pub struct Partition {
+    pub(super) settings: Arc<Settings>,
+    pub(super) own: Own,
+    pub(super) plans: Arc<Vec<MetricPlan>>,
+    pub(super) engine: Engine,
+    pub(super) limits: LimitSets,
+    pub(super) groups: GroupCache,
+    pub(super) levels: Levels,
+    pub(super) correlation: Correlation,
+    pub(super) interventions: Interventions,
+    pub(super) runs: RunTable,
+    pub(super) clocks: Clocks,
+    pub(super) meta: Meta,
+    pub(super) dedup: Dedup,
+    pub(super) dirty_snapshots: BTreeSet<Arc<str>>,
+    pub(super) adopt: Option<Arc<Snapshot>>,
+    pub(super) checkpoint_due: bool,
+    decoder: Decoder,
+    thresholds: Prepared,
+}
+
+/// Small state of the partition as a whole.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Meta {
+    /// Clock of the last step.
+    pub now: Micros,
+    /// Time spent at the end of the input.
+    pub end: EndClock,
+    /// Id of the snapshot in force.
+    pub snapshot: String,
+}
+
+/// The plans of the metrics, in order.
+pub fn plans(metrics: &[Arc<Metric>]) -> Vec<MetricPlan> {
+    metrics
+        .iter()
+        .map(|m| MetricPlan {
+            name: m.name.clone(),
+            scope: m.scope,
+            shape: MetricPlan::shape_of(m.query.window()),
+            early: m.query.early() && m.emits_changes(),
+            anomaly: m.sql.contains("anomaly_score"),
+        })
+        .collect()
+}
+
+fn core_error(context: &'static str) -> impl Fn(&dyn std::fmt::Display) -> CoreError {
+    move |e| CoreError { context, message: e.to_string() }
+}
+
+impl Partition {
+    /// An empty partition.
+    pub fn new(settings: Arc<Settings>, own: Own) -> Result<Self, CoreError> {
+        let plans = Arc::new(plans(&settings.metrics));
+        let queries = settings.metrics.iter().map(|m| Arc::clone(&m.query)).collect();
+        let engine = Engine::new(queries, settings.stream.clone())
+            .map_err(|e| core_error("cannot set up the windows")(&e))?;
+        let infos = plans.iter().map(|p| MetricInfo { name: p.name.clone(), scope: p.scope }).collect();
+        let thresholds =
+            judge::prepare(&settings.thresholds).map_err(|e| core_error("cannot prepare the thresholds")(&e))?;
+        let correlation = Correlation::new(Arc::clone(&settings.correlation))
+            .map_err(|e| core_error("cannot set up the correlation")(&e))?;
+        let key_sets = (0..plans.len()).map(|q| engine.key_set(q)).collect();
+        let snapshot = Arc::clone(&settings.snapshot);
+        Ok(Self {
+            own,
+            engine,
+            limits: LimitSets::new(infos, Arc::clone(&snapshot)),
+            groups: GroupCache::new(key_sets),
+            levels: Levels::default(),
+            correlation,
+            interventions: Interventions::default(),
+            runs: RunTable::default(),
+            clocks: Clocks::default(),
+            meta: Meta { snapshot: snapshot.id().to_owned(), ..Meta::default() },
+            dedup: Dedup::new(settings.dedup.0, settings.dedup.1),
+            dirty_snapshots: BTreeSet::from([Arc::from(snapshot.id())]),
+            adopt: Some(snapshot),
+            checkpoint_due: false,
+            decoder: Decoder::new(Arc::clone(&settings.decoder)),
+            thresholds,
+            plans,
+            settings,
+        })
+    }
+
+    /// Asks for another snapshot: adopted at the next step that is not a replay.
+    pub fn request_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.adopt = Some(snapshot);
+    }
+
+    /// Runs one step.
+    pub fn advance(&mut self, input: &StepInput<'_>) -> Result<Step, CoreError> {
+        let mut step = Step::default();
+        step.counts.late = vec![0; self.plans.len()];
+        step.counts.closed = vec![0; self.plans.len()];
+        let now = if self.settings.event_clock { Wall(self.meta.now) } else { Wall(input.now.0.max(self.meta.now)) };
+        self.meta.now = now.0;
+        self.meta.end.step(now, !self.settings.event_clock && at_end(&input.inputs));
+        let mut entries = Vec::new();
+        if !input.replaying {
+            self.adopt_snapshot(now, &mut step, &mut entries);
+        }
+        for batch in &input.inputs {
+            step.counts.records[batch.input as usize] += batch.records.len() as u64;
+            match batch.input {
+                Input::Commands => refuse_commands(batch, &mut step),
+                Input::Outcomes => self.take_outcomes(batch, now, &mut step),
+                Input::Telemetry | Input::Repartition => {}
+            }
+        }
+        let idle = self.clocks.idle(self.settings.idle_timeout, &self.meta.end);
+        for (tenant, clock) in &idle {
+            let watermark = clock.saturating_sub(self.settings.stream.lateness);
+            let output =
+                self.engine.advance(tenant, watermark).map_err(|e| core_error("cannot advance the windows")(&e))?;
+            self.decide(output, &Around::none(now), &mut step, &mut entries)?;
+        }
+        self.take_telemetry(&input.inputs, now, &mut step, &mut entries)?;
+        if input.finish {
+            let output = self.engine.close_all().map_err(|e| core_error("cannot close the windows")(&e))?;
+            self.decide(output, &Around::none(Wall(self.meta.now)), &mut step, &mut entries)?;
+        }
+        let clocks = &self.clocks;
+        let clock_of = |tenant: &str| {
+            let idled = idle.iter().find(|(t, _)| **t == *tenant).map(|(_, c)| *c);
+            clocks.highest(tenant).into_iter().chain(idled).max()
+        };
+        let alerts = self
+            .correlation
+            .step(entries, clock_of, input.finish)
+            .map_err(|e| core_error("cannot correlate alerts")(&e))?;
+        step.decisions.extend(alerts.into_iter().map(|a| Decision::Alert(Box::new(a))));
+        Ok(step)
+    }
+
+    /// Wall time at which a step without input would close something.
+    pub fn deadline(&self) -> Option<Wall> {
+        let since = self.meta.end.since?;
+        let waits = self.engine.stats().open_windows > 0 || !self.correlation.is_empty();
+        waits.then(|| Wall(since.saturating_add(crate::clock::SECOND)))
+    }
+
+    fn adopt_snapshot(&mut self, now: Wall, step: &mut Step, entries: &mut Vec<Entry>) {
+        let Some(snapshot) = self.adopt.take() else { return };
+        let id: Arc<str> = Arc::from(snapshot.id());
+        self.meta.snapshot = id.to_string();
+        self.dirty_snapshots.insert(id);
+        self.limits.adopt(Arc::clone(&snapshot));
+        self.runs.rebind();
+        self.groups.forget();
+        let used = self.runs.snapshots();
+        self.dirty_snapshots.extend(self.limits.release(&used));
+        let limits = &self.limits;
+        let ended = self.levels.retain(|line, up| {
+            limits.snapshots().any(|s| s.holds(&line.policy_tenant, &line.policy_id, line.policy_version, &line.limit_id))
+                && up.limit.metric == line.metric
+        });
+        let around = Around::none(now);
+        for change in ended {
+            self.say(change, None, &around, step, entries);
+        }
+        self.checkpoint_due = true;
+        step.adopted = Some(snapshot);
+    }
+
+    fn take_outcomes(&mut self, batch: &InputBatch<'_>, now: Wall, step: &mut Step) {
+        for record in &batch.records {
+            let tenant = record.key.and_then(|k| std::str::from_utf8(k).ok());
+            let outcome = record.payload.and_then(|p| serde_json::from_slice::<Outcome>(p).ok());
+            let (Some(tenant), Some(outcome)) = (tenant, outcome) else { continue };
+            if let Some(record) = self.interventions.report(tenant, &outcome, now) {
+                step.decisions.push(Decision::Intervention(Box::new(record)));
+            }
+        }
+    }
+
+    fn take_telemetry(
+        &mut self,
+        inputs: &[InputBatch<'_>],
+        now: Wall,
+        step: &mut Step,
+        entries: &mut Vec<Entry>,
+    ) -> Result<(), CoreError> {
+        let engine = &self.engine;
+        let taken = intake::take(
+            inputs,
+            self.settings.future_at.unwrap_or(now),
+            self.own,
+            &self.settings.inputs,
+            &mut self.decoder,
+            &mut self.dedup,
+            |tenant| engine.watermark(tenant),
+        )?;
+        step.counts.decoded += taken.decoded as u64;
+        step.counts.duplicates += taken.duplicates as u64;
+        step.dead.extend(taken.dead);
+        step.rekeyed.extend(taken.rekeyed);
+        let batch = taken.batch;
+        if batch.rows.num_rows() == 0 {
+            return Ok(());
+        }
+        let mut around = self.observe_runs(&batch, now, step);
+        let mut watcher = Watcher {
+            plans: &self.plans,
+            limits: &mut self.limits,
+            runs: &mut self.runs,
+            levels: &self.levels,
+            groups: &mut self.groups,
+            changed: &around.changed,
+        };
+        let output = self
+            .engine
+            .push(&batch.rows, &batch.positions, &mut watcher)
+            .map_err(|e| core_error("cannot evaluate the windows")(&e))?;
+        step.counts.early += output.early.iter().map(|e| e.rows.num_rows() as u64).sum::<u64>();
+        for late in &output.late {
+            for query in &late.queries {
+                if let Some(count) = step.counts.late.get_mut(usize::from(*query)) {
+                    *count += 1;
+                }
+            }
+            if late.everywhere {
+                step.dead.push(late_letter(&batch, late.row as usize));
+            }
+        }
+        around.batch = Some(batch);
+        self.decide(output, &around, step, entries)?;
+        let tenants: BTreeSet<Arc<str>> = std::mem::take(&mut around.tenants);
+        for tenant in tenants {
+            self.clocks.touch(&tenant);
+            if let Some(clock) = self.clocks.highest(&tenant) {
+                self.runs.expire(&tenant, clock);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells clocks and runs of every row, and finds each row's limit set.
+    fn observe_runs(&mut self, batch: &Batch, now: Wall, step: &mut Step) -> Around {
+        let rows = Rows::new(&batch.rows);
+        let snapshot: Arc<str> = Arc::from(self.limits.current().id());
+        let (runs, types) = (rows.text(col::RUN_ID), rows.text(col::EVENT_TYPE));
+        let fields = [col::PROJECT_ID, col::AGENT_ID, col::API_KEY_ID, col::HUMAN_ACTOR_ID, col::PROVIDER]
+            .map(|c| rows.text(c));
+        let count = batch.rows.num_rows();
+        let mut around = Around::none(now);
+        around.clocks.reserve(count);
+        around.run_sets.reserve(count);
+        for row in 0..count {
+            let (tenant, time) = (rows.tenant.value(row), rows.time.value(row));
+            around.clocks.push(self.clocks.hear(tenant, time, &self.meta.end));
+            if self.settings.event_clock {
+                self.meta.now = self.meta.now.max(time);
+                around.row_now.push(self.meta.now);
+            }
+            if !around.tenants.contains(tenant) {
+                around.tenants.insert(tenant.into());
+            }
+            let Some(run_id) = intake::get(runs, row) else {
+                around.run_sets.push(u32::MAX);
+                continue;
+            };
+            let seen = Seen {
+                tenant,
+                run: run_id,
+                event_type: intake::get(types, row).unwrap_or_default(),
+                time,
+                fields: fields.map(|c| intake::get(c, row)),
+            };
+            let (bound, run) = self.runs.observe(seen, &snapshot);
+            let set = match run.limit_set {
+                Some(set) => set,
+                None => {
+                    let set = self.limits.of_run(tenant, run, None);
+                    run.limit_set = Some(set);
+                    set
+                }
+            };
+            if bound == Bound::Changed {
+                around.changed.insert((tenant.into(), run_id.into()));
+                self.groups.forget();
+            }
+            if self.limits.get(set).is_none_or(|s| s.limits.is_empty()) {
+                step.counts.uncovered += 1;
+            }
+            around.run_sets.push(set);
+        }
+        around
+    }
+
+    /// Takes what the windows gave through the thresholds to the levels, and says what follows.
+    fn decide(
+        &mut self,
+        output: Output,
+        around: &Around,
+        step: &mut Step,
+        entries: &mut Vec<Entry>,
+    ) -> Result<(), CoreError> {
+        let failed = core_error("cannot decide");
+        let mut items = Vec::new();
+        for trace in &output.traces {
+            judge::items(&trace.steps, trace.query, &self.plans[trace.query], false, &mut items)
+                .map_err(|e| failed(&e))?;
+        }
+        for closed in &output.closed {
+            let plan = &self.plans[closed.query];
+            step.counts.closed[closed.query] += closed.rows.num_rows() as u64;
+            judge::items(closed, closed.query, plan, true, &mut items).map_err(|e| failed(&e))?;
+        }
+        for empty in &output.empty {
+            items.extend(judge::empty_item(empty, empty.query, &self.plans[empty.query]));
+        }
+        for (key_set, group) in &output.freed {
+            self.groups.free(*key_set, *group);
+        }
+        if self.settings.finals {
+            step.finals.extend(output.closed.into_iter().map(|c| (c.query, c.rows)));
+        }
+        for item in &mut items {
+            item.limit_set = self.limit_set(item, around);
+        }
+        items.retain(|i| judge::matters(i, &self.plans[i.metric], &self.limits, &self.levels));
+        if items.is_empty() {
+            return Ok(());
+        }
+        items.sort_by(Item::order);
+        judge::judge(&mut items, &self.plans, &mut self.limits, &mut self.thresholds).map_err(|e| failed(&e))?;
+        for item in items {
+            let plans = Arc::clone(&self.plans);
+            let plan = &plans[item.metric];
+            let agent = self.agent(plan.scope, &item);
+            let seen = Observation {
+                tenant: &item.tenant,
+                metric: &plan.name,
+                shape: plan.shape,
+                scope_id: &item.scope_id,
+                window: item.window,
+                closed: item.closed,
+                run_ended: self.run_ended(plan.scope, &item),
+                agent: agent.as_deref(),
+                is_synthetic: around.synthetic(item.at),
+                value: item.value,
+                judged: item.judged.clone(),
+            };
+            for change in self.levels.observe(&seen) {
+                self.say(change, Some(&item), around, step, entries);
+            }
+        }
+        Ok(())
+    }
+
+    fn limit_set(&mut self, item: &Item, around: &Around) -> u32 {
+        let scope = self.plans[item.metric].scope;
+        let timed = self.limits.timed();
+        let at = timed.then(|| around.time(item).unwrap_or(item.window.1));
+        if scope != Scope::Run {
+            return self.limits.of_group(scope, &item.tenant, &item.scope_id, at);
+        }
+        if !item.closed
+            && !timed
+            && let Some(&set) = around.run_sets.get(item.at as usize)
+        {
+            return set;
+        }
+        match self.runs.get(&item.tenant, &item.scope_id) {
+            Some(run) => self.limits.of_run(&item.tenant, run, at),
+            None => u32::MAX,
+        }
+    }
+
+    fn agent(&self, scope: Scope, item: &Item) -> Option<String> {
+        match scope {
+            Scope::Agent => Some(item.scope_id.to_string()),
+            Scope::Run => self.runs.get(&item.tenant, &item.scope_id)?.fields.agent.as_deref().map(Into::into),
+            _ => None,
+        }
+    }
+
+    fn run_ended(&self, scope: Scope, item: &Item) -> bool {
+        scope == Scope::Run
+            && item.closed
+            && self.runs.get(&item.tenant, &item.scope_id).is_some_and(|r| r.ended == Some(item.window.1))
+    }
+
+    fn evidence(&self, item: &Item) -> Evidence {
+        let place = |position| {
+            let (input, offset) = intake::place(position)?;
+            let topic = self.settings.inputs.of(input).to_string();
+            Some(Place { topic, partition: self.own.partition, offset })
+        };
+        Evidence { first: place(item.evidence.0), last: place(item.evidence.1) }
+    }
+
+    /// A change of a level as decisions: the signal, and what follows from it.
+    fn say(
+        &mut self,
+        change: Change,
+        item: Option<&Item>,
+        around: &Around,
+        step: &mut Step,
+        entries: &mut Vec<Entry>,
+    ) {
+        let (line, up) = match &change {
+            Change::Raised { line, .. } => (line, None),
+            Change::Ended { line, up, .. } => (line, Some(up)),
+        };
+        let plan = self.plans.iter().find(|p| p.name == line.metric);
+        let window = item.map(|i| i.window).or(up.map(|u| u.window)).unwrap_or_default();
+        let crossing = item.filter(|i| !i.closed).and_then(|i| around.time(i));
+        let at = Circumstance {
+            scope: plan.map_or(Scope::Tenant, |p| p.scope),
+            window,
+            event_time: crossing.unwrap_or(window.1),
+            now: around.now(item),
+            evidence: item.map_or(Evidence { first: None, last: None }, |i| self.evidence(i)),
+            cost_provenance: item.and_then(|i| i.cost_provenance.clone()),
+            complete: item.is_none_or(|i| i.complete),
+            is_synthetic: item.is_some_and(|i| around.synthetic(i.at)),
+            anomaly: plan.is_some_and(|p| p.anomaly),
+        };
+        match change {
+            Change::Raised { line, kind, judged } => {
+                let figures = Figures {
+                    value: item.and_then(|i| i.value),
+                    utilization: judged.utilization,
+                    overshoot: judged.overshoot,
+                };
+                let signal = signals::raised(&line, kind, &judged.limit, figures, &at);
+                if kind == Kind::Breach {
+                    if judged.limit.intervenes() {
+                        let issued = self.interventions.issue(&signal, at.now);
+                        step.decisions.extend(issued.map(|i| Decision::Intervention(Box::new(i))));
+                    } else if judged.limit.mode == Mode::Audit {
+                        let shadow = Interventions::shadow(&signal, at.now);
+                        step.decisions.push(Decision::Audit(Box::new(shadow)));
+                    }
+                }
+                if judged.limit.mode != Mode::Audit {
+                    let (agent_id, clock) = match item {
+                        Some(i) => (self.agent(at.scope, i), around.clock(i, &self.clocks)),
+                        None => (None, at.event_time),
+                    };
+                    entries.push(Entry::Member(Box::new(Member {
+                        signal: signal.clone(),
+                        agent_id,
+                        channels: judged.limit.alerts.channels.clone(),
+                        min_interval: correlation::interval(judged.limit.alerts.min_alert_interval_seconds),
+                        clock,
+                    })));
+                }
+                step.decisions.push(Decision::Signal(Box::new(signal)));
+            }
+            Change::Ended { line, up, reason } => {
+                let value = item.and_then(|i| i.value);
+                let utilization = value.and_then(|v| v.ratio(up.limit.max));
+                let overshoot = value.and_then(|v| v.over(up.limit.max));
+                let figures = Figures { value, utilization, overshoot };
+                let signal = signals::resolved(&line, &up, reason, figures, &at);
+                if up.level == Kind::Breach && up.limit.intervenes() {
+                    self.interventions.release(&signal);
+                }
+                if up.limit.mode != Mode::Audit {
+                    entries.push(Entry::Down(line.tenant.clone(), correlation::cause(&signal)));
+                }
+                step.decisions.push(Decision::Signal(Box::new(signal)));
+            }
+        }
+    }
+}
+
+/// The rows around a decision: what an item's `at` refers to.
+struct Around {
+    now: Wall,
+    batch: Option<Batch>,
+    /// Each row's tenant clock after it.
+    clocks: Vec<Micros>,
+    /// Each row's run's limit set.
+    run_sets: Vec<u32>,
+    /// With the event clock: the step's clock at each row.
+    row_now: Vec<Micros>,
+    /// Runs whose terms changed inside the batch.
+    changed: HashSet<(Box<str>, Box<str>)>,
+    tenants: BTreeSet<Arc<str>>,
+}
+
+impl Around {
+    fn none(now: Wall) -> Self {
+        Self {
+            now,
+            batch: None,
+            clocks: Vec::new(),
+            run_sets: Vec::new(),
+            row_now: Vec::new(),
+            changed: HashSet::new(),
+            tenants: BTreeSet::new(),
+        }
+    }
+
+    /// The step's clock when the item was decided.
+    fn now(&self, item: Option<&Item>) -> Wall {
+        item.and_then(|i| self.row_now.get(i.at as usize)).map_or(self.now, |at| Wall(*at))
+    }
+
+    fn time(&self, item: &Item) -> Option<Micros> {
+        let batch = self.batch.as_ref()?;
+        let row = item.at as usize;
+        (row < batch.rows.num_rows()).then(|| Rows::new(&batch.rows).time.value(row))
+    }
+
+    fn synthetic(&self, at: u32) -> bool {
+        let Some(batch) = self.batch.as_ref() else { return false };
+        let row = at as usize;
+        row < batch.rows.num_rows() && Rows::new(&batch.rows).synthetic(row)
+    }
+
+    /// The tenant's clock when the item was decided.
+    fn clock(&self, item: &Item, clocks: &Clocks) -> Micros {
+        let then = self.clocks.get(item.at as usize).copied();
+        then.or_else(|| clocks.highest(&item.tenant).map(|h| h.max(item.window.1))).unwrap_or(item.window.1)
+    }
+}
+
+fn at_end(inputs: &[InputBatch<'_>]) -> bool {
+    let mut telemetry = inputs.iter().filter(|i| matches!(i.input, Input::Telemetry | Input::Repartition)).peekable();
+    telemetry.peek().is_some() && telemetry.all(|i| i.at_end)
+}
+
+/// Commands are answered, so that nobody waits for what this version does not do.
+fn refuse_commands(batch: &InputBatch<'_>, step: &mut Step) {
+    for record in &batch.records {
+        let tenant = record.key.map(|k| String::from_utf8_lossy(k).into_owned()).unwrap_or_default();
+        let command = record.payload.and_then(|p| serde_json::from_slice::<serde_json::Value>(p).ok());
+        let text = |name: &str| command.as_ref()?.get(name)?.as_str().map(|s| s.chars().take(256).collect::<String>());
+        let Some(command_id) = text("command_id") else { continue };
+        step.decisions.push(Decision::CommandResult(Box::new(CommandResult {
+            command_id,
+            status: "REFUSED".into(),
+            code: "unknown_command".into(),
+            reason: format!("{} is not a command of this version", text("type").unwrap_or_else(|| "(no type)".into())),
+            offset: record.offset,
+            tenant_id: tenant,
+        })));
+    }
+}
+
+fn late_letter(batch: &Batch, row: usize) -> DeadLetter {
+    let tenant = Rows::new(&batch.rows).tenant.value(row).to_owned();
+    DeadLetter {
+        origin: batch.origins[row].clone(),
+        reason: Reason::Late,
+        message: "every window this record belongs to has closed".into(),
+        key: Some(tenant.as_bytes().to_vec()),
+        tenant_id: Some(tenant),
+        value: redacted_json(&batch.rows, row),
+    }
+}
