@@ -11,6 +11,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod decide;
+pub mod demo;
 pub mod kafka;
 pub mod logging;
 pub mod metrics;

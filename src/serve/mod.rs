@@ -1,1 +1,10 @@
-//! serve
+//! What the process shows of itself over HTTP: metrics, liveness, readiness and a status page.
+//!
+//! Reads never touch the core: everything here is read from [`Health`] (atomics and small maps that the shell fills) and from
+//! the metrics registry, so a slow reader cannot slow a decision.
+
+pub mod health;
+pub mod http;
+mod page;
+
+pub use health::Health;

@@ -1,0 +1,73 @@
+//! Every label value that is known when the program is compiled: closed enums, so no series can appear by surprise.
+
+/// A closed set of label values.
+pub trait Label: Copy + 'static {
+    /// The label's name in exported text.
+    const NAME: &'static str;
+    /// All values, in the order of [`Label::index`].
+    const ALL: &'static [Self];
+    /// The exported value.
+    fn as_str(self) -> &'static str;
+    /// Position in [`Label::ALL`].
+    fn index(self) -> usize;
+    /// The value written `text`, ignoring ASCII case; `None` when there is none.
+    fn parse(text: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|value| value.as_str().eq_ignore_ascii_case(text))
+    }
+}
+
+macro_rules! labels {
+    ($($(#[$meta:meta])* $name:ident $label:literal { $($variant:ident $text:literal),* $(,)? })*) => {$(
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name {
+            $(#[doc = concat!("`", $text, "`")] $variant),*
+        }
+
+        impl Label for $name {
+            const NAME: &'static str = $label;
+            const ALL: &'static [Self] = &[$(Self::$variant),*];
+            fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    )*};
+}
+
+labels! {
+    /// Input topics, by configuration key.
+    Input "input" { Commands "commands", Outcomes "outcomes", Telemetry "telemetry", Repartition "repartition" }
+    /// Output topics, by configuration key.
+    Output "topic" {
+        Signals "signals", Alerts "alerts", Interventions "interventions", Runs "runs", Lessons "lessons",
+        Policies "policies", PolicyLevel "policy-level", Evaluations "evaluations", Audit "audit",
+        CommandResults "command-results", Live "live", DeadLetter "dead-letter", Repartition "repartition",
+    }
+    /// Why a record went to the dead-letter topic.
+    DeadLetterReason "reason" {
+        Decode "decode", MissingField "missing_field", OutOfRange "out_of_range", Future "future", Late "late",
+        Oversize "oversize", MisroutedUnroutable "misrouted_unroutable",
+    }
+    /// Kinds of signals.
+    SignalKind "kind" { Near "NEAR", Breach "BREACH", Resolved "RESOLVED" }
+    /// Enforcement modes that evaluate anything.
+    Mode "mode" { Block "BLOCK", Warn "WARN", Audit "AUDIT" }
+    /// Types of interventions.
+    InterventionType "type" {
+        Pause "PAUSE", Resume "RESUME", Stop "STOP", Kill "KILL", AgentRestart "AGENT_RESTART",
+        AgentQuarantine "AGENT_QUARANTINE", TeamRestart "TEAM_RESTART", TaskReassign "TASK_REASSIGN",
+        PriorityOverride "PRIORITY_OVERRIDE", CancelTask "CANCEL_TASK", ReallocateCapacity "REALLOCATE_CAPACITY",
+        Notify "NOTIFY",
+    }
+    /// Whether an intervention was issued or only said what BLOCK would have done.
+    Effect "mode" { Enforced "enforced", Shadow "shadow" }
+    /// What an alert record says of its alert.
+    AlertStatus "status" { Open "OPEN", Updated "UPDATED", Resolved "RESOLVED" }
+    /// How a transaction ended; `resent` counts uncommitted outputs that were sent again.
+    TransactionOutcome "outcome" {
+        Committed "committed", Aborted "aborted", Fenced "fenced", Resent "resent",
+    }
+}

@@ -1,0 +1,278 @@
+//! The HTTP server: `/metrics`, `/healthz`, `/readyz`, `/status.json` and the status page at `/`.
+//!
+//! Everything is a read and needs no token; it listens on loopback unless told otherwise. Bounded against any client:
+//! [`MAX_CONNECTIONS`] at once (more wait in the listen queue), [`MAX_HEAD`] bytes of request head within [`HEAD_TIMEOUT`],
+//! [`MAX_BODY`] bytes of body, and [`CONNECTION_LIFE`] for a connection whatever it does.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use chrono::{DateTime, SecondsFormat};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::clock::{Micros, SECOND, Wall};
+use crate::metrics::labels::{AlertStatus, Effect, Input, SignalKind};
+use crate::metrics::{self, Metrics};
+
+use super::health::Health;
+use super::page;
+
+/// Connections served at once.
+pub const MAX_CONNECTIONS: usize = 128;
+/// Bytes of request line and headers.
+pub const MAX_HEAD: usize = 16 * 1024;
+/// Headers of a request.
+pub const MAX_HEADERS: usize = 64;
+/// Bytes of request body; no route reads one.
+pub const MAX_BODY: u64 = 64 * 1024;
+/// A request head must be complete, and a kept-alive connection used again, within this time.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// A connection is closed after this time, so that a reader who never reads cannot hold it.
+pub const CONNECTION_LIFE: Duration = Duration::from_secs(300);
+/// After shutdown was asked for, open connections have this long to finish their response.
+pub const DRAIN: Duration = Duration::from_secs(2);
+
+/// What the routes read.
+#[derive(Clone)]
+pub struct Views {
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    clock: fn() -> Wall,
+}
+
+impl Views {
+    /// Views of a running process. `clock` is [`Wall::now`] outside tests.
+    pub fn new(health: Arc<Health>, metrics: Arc<Metrics>, clock: fn() -> Wall) -> Self {
+        Self { health, metrics, clock }
+    }
+}
+
+/// Serves `views` on `listener` until `shutdown` becomes true (or its sender is gone); then stops accepting, lets responses
+/// finish for at most [`DRAIN`], and returns.
+///
+/// # Errors
+/// When the listener itself fails; a failing connection is only logged.
+pub async fn serve(listener: TcpListener, views: Views, mut shutdown: watch::Receiver<bool>) -> io::Result<()> {
+    let routes = routes(views);
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    let stopping = shutdown.clone();
+    loop {
+        let accepted = tokio::select! {
+            // an error means the sender is gone: nobody could ask for a shutdown any more
+            _ = shutdown.wait_for(|stop| *stop) => break,
+            accepted = accept(&listener, &permits) => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let (stream, peer, permit) = accepted?;
+        let (routes, stopping) = (routes.clone(), stopping.clone());
+        connections.spawn(async move {
+            connection(stream, peer, routes, stopping).await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::warn!("connections were cut at shutdown");
+    }
+    Ok(())
+}
+
+/// Waits for a free place first, so that a client beyond the limit stays in the listen queue.
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => return Ok((stream, peer, permit)),
+            // the peer went away before it was accepted, or descriptors ran out: neither ends the server
+            Err(error) if is_passing(&error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    ) || matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, mut stopping: watch::Receiver<bool>) {
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    tokio::pin!(served);
+    let stop = async { stopping.wait_for(|stop| *stop).await.is_ok() };
+    let result = tokio::select! {
+        result = &mut served => result,
+        () = tokio::time::sleep(CONNECTION_LIFE) => return,
+        _ = stop => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+fn routes(views: Views) -> Router {
+    Router::new()
+        .route("/", get(|| async { text("text/html; charset=utf-8", page::HTML) }))
+        .route("/status.css", get(|| async { text("text/css; charset=utf-8", page::CSS) }))
+        .route("/status.js", get(|| async { text("text/javascript; charset=utf-8", page::JS) }))
+        .route("/status.json", get(status))
+        .route("/metrics", get(metrics_text))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is no such page; / lists what there is") })
+        .method_not_allowed_fallback(|| async { problem(StatusCode::METHOD_NOT_ALLOWED, "this page is read with GET") })
+        .layer(middleware::from_fn(guard))
+        .with_state(views)
+}
+
+/// Refuses oversized bodies and sets the headers every answer carries.
+async fn guard(request: Request, next: Next) -> Response {
+    let declared =
+        request.headers().get(header::CONTENT_LENGTH).map(|v| v.to_str().ok().and_then(|v| v.parse::<u64>().ok()));
+    let mut response = match declared {
+        Some(Some(bytes)) if bytes <= MAX_BODY => next.run(request).await,
+        Some(_) => problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large; no page here takes one"),
+        None => next.run(request).await,
+    };
+    const ALWAYS: [(HeaderName, &str); 4] = [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors 'none'",
+        ),
+    ];
+    for (name, value) in ALWAYS {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn text(content_type: &'static str, body: impl Into<Body>) -> Response {
+    ([(header::CONTENT_TYPE, content_type)], body.into()).into_response()
+}
+
+/// `application/problem+json` (RFC 9457).
+fn problem(status: StatusCode, detail: &str) -> Response {
+    let title = status.canonical_reason().unwrap_or("error");
+    let body = json!({"type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail});
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+}
+
+async fn metrics_text(State(views): State<Views>, method: Method) -> Response {
+    if method == Method::HEAD {
+        return text("text/plain; version=0.0.4; charset=utf-8", Body::empty());
+    }
+    match views.metrics.encode() {
+        Ok(body) => text("text/plain; version=0.0.4; charset=utf-8", body),
+        Err(error) => {
+            tracing::error!(%error, "metrics cannot be encoded");
+            problem(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded; the log says why")
+        }
+    }
+}
+
+async fn healthz(State(views): State<Views>) -> Response {
+    let now = (views.clock)();
+    let alive = views.health.alive(now);
+    let body = json!({
+        "status": if alive { "ok" } else { "stalled" },
+        "heartbeat_age_seconds": seconds(views.health.heartbeat_age(now)),
+    });
+    (if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body)).into_response()
+}
+
+async fn readyz(State(views): State<Views>) -> Response {
+    let reasons = views.health.reasons((views.clock)());
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"ready": reasons.is_empty(), "reasons": reasons}))).into_response()
+}
+
+async fn status(State(views): State<Views>) -> Response {
+    Json(status_of(&views)).into_response()
+}
+
+fn status_of(views: &Views) -> Value {
+    let now = (views.clock)();
+    let (health, m) = (&views.health, &views.metrics);
+    let reasons = health.reasons(now);
+    let partitions = health.partitions();
+    let started = health.started();
+    json!({
+        "service": "runwarden",
+        "version": metrics::VERSION,
+        "revision": metrics::revision(),
+        "config_hash": m.config_hash(),
+        "started_at": DateTime::from_timestamp_micros(started.0).map(|t| t.to_rfc3339_opts(SecondsFormat::Micros, true)),
+        "uptime_seconds": seconds(now.0.saturating_sub(started.0).max(0)),
+        "heartbeat_age_seconds": seconds(health.heartbeat_age(now)),
+        "alive": health.alive(now),
+        "ready": reasons.is_empty(),
+        "reasons": reasons,
+        "lag": partitions.values().map(|p| p.lag).sum::<Option<i64>>(),
+        "partitions": partitions.iter()
+            .map(|(n, p)| json!({"partition": n, "lag": p.lag, "restoring": p.restoring}))
+            .collect::<Vec<_>>(),
+        "counts": {
+            "records_in": m.input_records.total(),
+            "telemetry_in": m.input_records.get(Input::Telemetry).get(),
+            "decoded": m.decoded.get(),
+            "dead_letters": m.dead_letters.total(),
+            "duplicates": m.duplicates.get(),
+            "signals_near": m.signals.total_of(SignalKind::Near),
+            "signals_breach": m.signals.total_of(SignalKind::Breach),
+            "signals_resolved": m.signals.total_of(SignalKind::Resolved),
+            "interventions_enforced": m.interventions.total_by(Effect::Enforced),
+            "interventions_shadow": m.interventions.total_by(Effect::Shadow),
+            "alerts_opened": m.alerts.get(AlertStatus::Open).get(),
+            "alerts_resolved": m.alerts.get(AlertStatus::Resolved).get(),
+            "events_no_policy_covered": m.uncovered_events.get(),
+        },
+    })
+}
+
+#[allow(clippy::cast_precision_loss, reason = "ages stay far below 2^53 µs")]
+fn seconds(duration: Micros) -> f64 {
+    duration as f64 / SECOND as f64
+}
+
+#[cfg(test)]
+mod tests;
