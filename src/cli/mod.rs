@@ -9,6 +9,7 @@ pub mod load;
 mod metered;
 mod replay;
 mod run;
+mod service;
 mod simulate;
 mod topics;
 

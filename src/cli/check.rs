@@ -1,0 +1,59 @@
+//! `runwarden check`: compiles and validates everything, and says where it is wrong (W4, X2).
+
+use std::process::ExitCode;
+
+use crate::cli::load::{self, Loaded, Texts};
+use crate::cli::{CheckArguments, Failure};
+use crate::config::Config;
+use crate::policy::Severity;
+
+/// Runs the subcommand.
+pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
+    let config = load::config(&arguments.config.config)?;
+    let texts = load::texts(&config)?;
+    let loaded = load::build(&texts, load::tuning(&config))?;
+    let warnings = loaded.findings.iter().filter(|f| f.severity == Severity::Warning).count();
+    for finding in &loaded.findings {
+        println!("{finding}");
+    }
+    if arguments.print {
+        print(&config, &texts, &loaded);
+    }
+    println!(
+        "{} metrics, {} policies, {} warnings; snapshot {}",
+        loaded.settings.metrics.len(),
+        loaded.policies.policies().len(),
+        warnings,
+        loaded.settings.snapshot.id()
+    );
+    if arguments.strict && warnings > 0 {
+        return Err(Failure::Invalid(format!("{warnings} warnings, and --strict makes them errors")));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(config: &Config, texts: &Texts, loaded: &Loaded) {
+    println!("configuration {}", config.digest());
+    for (metric, (file, _)) in loaded.settings.metrics.iter().zip(&texts.metrics) {
+        let decides = if metric.query.early() {
+            "at the row that crosses".to_owned()
+        } else {
+            format!("at close: {}", metric.query.why_not_early().unwrap_or("its value may fall"))
+        };
+        println!("metric {:<24} {:<12} {:<40} decides {decides}", metric.name, metric.scope.as_str(), file);
+    }
+    for policy in loaded.policies.policies() {
+        for limit in &policy.limits {
+            println!(
+                "limit  {:<24} {:<12} {} ≤ {} (near {}), {} {}",
+                format!("{}/{}", policy.id, limit.id),
+                policy.enforcement_mode.as_str(),
+                limit.metric,
+                limit.max,
+                limit.near,
+                limit.enforcement.as_str(),
+                limit.on_breach.as_str()
+            );
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! `runwarden demo`: the whole system in one process, with no broker and no set-up (O4).
+//!
+//! A Kafka mock, made-up traffic in which some runs misbehave, the sidecar itself, and a screen fed from the topics: what it
+//! shows went through Kafka like anyone's.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use crate::cli::service::{Service, Signals};
+use crate::cli::{DemoArguments, Failure, load};
+use crate::clock::Wall;
+use crate::demo::feed::{Feed, Source};
+use crate::demo::screen::{Places, Screen, Style};
+use crate::demo::traffic::{self, Traffic};
+use crate::kafka::produce::Producer;
+use crate::kafka::reader::{Follower, OwnedRecord};
+use crate::kafka::{ClientSettings, Error, Mock, ShellConfig, Topics};
+
+/// Partitions of the demo's topics: few, so that each stays under what the mock can hold.
+const PARTITIONS: i32 = 2;
+/// Pace of the screen.
+const FRAME: Duration = Duration::from_millis(250);
+/// Pace of the traffic.
+const TICK: Duration = Duration::from_millis(20);
+/// How long the sidecar may take to drain.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Runs the subcommand.
+pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
+    crate::logging::init_quiet();
+    let signals = Signals::install()?;
+    let loaded = load::build(&load::Texts::demo(), load::defaults())?;
+    let topics = Topics { partitions: PARTITIONS, replication: 1, ..Topics::default() };
+    let mock = Mock::with_topics(&topics).map_err(Failure::reach)?;
+    let client = mock.settings();
+    let shell = ShellConfig::new(client.clone(), "runwarden", "demo", topics.clone());
+    let service = Service::start(Arc::new(loaded.settings), shell, arguments.listen, "demo")?;
+    let places = Places { http: format!("http://{}", service.address), brokers: mock.bootstrap().to_owned() };
+    let terminal = std::io::stdout().is_terminal();
+    let mut screen = Screen::new(std::io::stdout(), terminal, Style { color: terminal, ..Style::default() }, places);
+    let started = Wall::now();
+    let mut feed = Feed::new(started);
+    let stop = Arc::new(AtomicBool::new(false));
+    let arrived = follow(&client, &topics, &stop)?;
+    let producing = produce(&client, &topics, &stop)?;
+    screen.open().map_err(Failure::reach)?;
+    let until = arguments.length.map(|l| Instant::now() + l);
+    let failed = loop {
+        take(&arrived, &mut feed, Instant::now() + FRAME);
+        let view = feed.view(Wall::now(), &service.metrics);
+        screen.show(&view).map_err(Failure::reach)?;
+        if signals.stop() || until.is_some_and(|u| Instant::now() >= u) {
+            break None;
+        }
+        if let Some(outcome) = service.wait(Duration::ZERO) {
+            break Some(outcome);
+        }
+    };
+    stop.store(true, Ordering::Release);
+    if producing.join().is_err() {
+        return Err(Failure::Reach("the traffic ended in a panic".into()));
+    }
+    let outcome = failed.unwrap_or_else(|| service.drain(DRAIN));
+    take(&arrived, &mut feed, Instant::now() + FRAME);
+    screen.close(&feed.view(Wall::now(), &service.metrics)).map_err(Failure::reach)?;
+    outcome.map_err(Failure::reach)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+type Arrived = (Source, OwnedRecord, Wall);
+
+fn take(arrived: &Receiver<Arrived>, feed: &mut Feed, until: Instant) {
+    while let Ok((source, record, at)) = arrived.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        let reason = record.headers.iter().find(|(name, _)| name == "runwarden-reason");
+        let reason = reason.map(|(_, value)| String::from_utf8_lossy(value).into_owned());
+        feed.record(source, record.payload.as_deref().unwrap_or_default(), reason.as_deref(), at);
+    }
+}
+
+/// Reads the topics the screen shows, as they grow.
+fn follow(client: &ClientSettings, topics: &Topics, stop: &Arc<AtomicBool>) -> Result<Receiver<Arrived>, Failure> {
+    let sources = [
+        (Source::Telemetry, topics.telemetry.clone()),
+        (Source::Signals, topics.signals.clone()),
+        (Source::Alerts, topics.alerts.clone()),
+        (Source::Interventions, topics.interventions.clone()),
+        (Source::DeadLetter, topics.dead_letter.clone()),
+    ];
+    let names: Vec<&str> = sources.iter().map(|(_, name)| name.as_str()).collect();
+    let mut follower = Follower::new(client, "runwarden-demo-screen", &names).map_err(Failure::reach)?;
+    let (sender, receiver) = mpsc::channel();
+    let stop = Arc::clone(stop);
+    spawn("screen", move || {
+        let mut idle = 0;
+        // what the drain still writes is shown too
+        while !stop.load(Ordering::Acquire) || idle < 20 {
+            let Some(record) = follower.next(Duration::from_millis(100)) else {
+                idle += 1;
+                continue;
+            };
+            idle = 0;
+            let Some((source, _)) = sources.iter().find(|(_, name)| *name == record.topic) else { continue };
+            if sender.send((*source, record, Wall::now())).is_err() {
+                break;
+            }
+        }
+    })?;
+    Ok(receiver)
+}
+
+/// Produces the traffic; runs and agents that are told to stop, stop.
+fn produce(
+    client: &ClientSettings,
+    topics: &Topics,
+    stop: &Arc<AtomicBool>,
+) -> Result<std::thread::JoinHandle<()>, Failure> {
+    let producer = Producer::new(client).map_err(Failure::reach)?;
+    let mut orders = Follower::new(client, "runwarden-demo-worker", &[&topics.interventions]).map_err(Failure::reach)?;
+    let (topic, stop) = (topics.telemetry.clone(), Arc::clone(stop));
+    spawn("traffic", move || {
+        let mut traffic = Traffic::new(&traffic::Config::demo(Wall::now().0));
+        while !stop.load(Ordering::Acquire) {
+            // waiting for the next order is the pace
+            if let Some(order) = orders.next(TICK) {
+                obey(&order, &mut traffic, &producer, &topic);
+            }
+            for event in traffic.until(Wall::now().0) {
+                send(&producer, &topic, &event);
+            }
+        }
+    })
+}
+
+fn obey(order: &OwnedRecord, traffic: &mut Traffic, producer: &Producer, topic: &str) {
+    let order = order.payload.as_deref().and_then(|p| serde_json::from_slice::<serde_json::Value>(p).ok());
+    let text = |pointer: &str| order.as_ref()?.pointer(pointer)?.as_str().map(str::to_owned);
+    let (Some(kind), Some(target), Some(id)) = (text("/type"), text("/target/kind"), text("/target/id")) else { return };
+    match (kind.as_str(), target.as_str()) {
+        ("STOP" | "KILL", "RUN") => {
+            if let Some(event) = traffic.stop_run(&id, Wall::now().0) {
+                send(producer, topic, &event);
+            }
+        }
+        (_, "AGENT") => {
+            traffic.pause_agent(&id, Wall::now().0);
+        }
+        _ => {}
+    }
+}
+
+fn send(producer: &Producer, topic: &str, event: &traffic::Event) {
+    let sent: Result<(), Error> = producer.send(topic, event.tenant.as_bytes(), event.payload.as_bytes());
+    if let Err(error) = sent {
+        tracing::warn!(%error, "an event of the demo was not produced");
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>, Failure> {
+    std::thread::Builder::new().name(name.into()).spawn(body).map_err(Failure::reach)
+}

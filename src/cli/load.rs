@@ -1,0 +1,230 @@
+//! From files to the settings of a core: queries, policies, prices. Every fault of every file is collected and reported together.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::cli::Failure;
+use crate::clock::Micros;
+use crate::config::Config;
+use crate::decide::correlation;
+use crate::pipeline::{InputNames, Settings};
+use crate::policy::{self, PolicySet, Scope, Severity, Snapshot};
+use crate::stream::{self, Metric};
+use crate::telemetry::{self, Prices};
+
+/// Deepest folder level read below a directory of queries or policies.
+const MAX_DEPTH: usize = 4;
+/// Largest query, policy or price file.
+const MAX_FILE: u64 = 4 << 20;
+
+/// A text file: (name as shown in errors, content).
+pub type Text = (String, String);
+
+/// The files a core is made from.
+#[derive(Debug, Clone)]
+pub struct Texts {
+    /// `queries/metrics/*.sql`
+    pub metrics: Vec<Text>,
+    /// `queries/decide/thresholds.sql`
+    pub thresholds: Text,
+    /// `queries/decide/correlation.sql`
+    pub correlation: Text,
+    /// `config/policies/**/*.yaml`
+    pub policies: Vec<Text>,
+    /// `config/prices.toml`; `None`: no price table
+    pub prices: Option<Text>,
+}
+
+impl Texts {
+    /// Reads them. `prices` may be missing: then cost is what events report, or unknown.
+    pub fn read(queries: &Path, policies: &Path, prices: &Path) -> Result<Self, Failure> {
+        Ok(Self {
+            metrics: directory(&queries.join("metrics"), &["sql"])?,
+            thresholds: file(&queries.join("decide/thresholds.sql"))?,
+            correlation: file(&queries.join("decide/correlation.sql"))?,
+            policies: directory(policies, &["yaml", "yml"])?,
+            prices: if prices.exists() { Some(file(prices)?) } else { None },
+        })
+    }
+
+    /// The shipped queries and prices with the demo's policies, compiled in: the demo needs no files.
+    pub fn demo() -> Self {
+        let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
+        Self {
+            metrics: METRICS.iter().map(owned).collect(),
+            thresholds: owned(&("queries/decide/thresholds.sql", include_str!("../../queries/decide/thresholds.sql"))),
+            correlation: owned(&("queries/decide/correlation.sql", include_str!("../../queries/decide/correlation.sql"))),
+            policies: crate::demo::policies::FILES.iter().map(owned).collect(),
+            prices: Some(owned(&("config/prices.toml", include_str!("../../config/prices.toml")))),
+        }
+    }
+}
+
+macro_rules! shipped {
+    ($($name:literal)*) => {
+        &[$((
+            concat!("queries/metrics/", $name, ".sql"),
+            include_str!(concat!("../../queries/metrics/", $name, ".sql")),
+        )),*]
+    };
+}
+
+/// The default metrics.
+const METRICS: &[(&str, &str)] = shipped!(
+    "run_tokens" "run_cost_usd" "run_steps" "run_risk_max" "latency_p95_ms" "agent_tokens_1m" "agent_failures_5m"
+    "agent_anomaly_max_5m" "api_key_requests_1m" "human_tokens_1d" "tenant_tokens_5m" "tenant_cost_usd_1d"
+    "tenant_runs_1h" "provider_cost_usd_1h"
+);
+
+fn file(path: &Path) -> Result<Text, Failure> {
+    let name = path.display().to_string();
+    let failed = |e: std::io::Error| Failure::Invalid(format!("cannot read {name}: {e}"));
+    let length = fs::metadata(path).map_err(failed)?.len();
+    if length > MAX_FILE {
+        return Err(Failure::Invalid(format!("{name} has {length} bytes; at most {MAX_FILE} are read")));
+    }
+    let text = fs::read_to_string(path).map_err(failed)?;
+    Ok((name, text))
+}
+
+/// All files below `path` with one of these extensions, in name order.
+fn directory(path: &Path, extensions: &[&str]) -> Result<Vec<Text>, Failure> {
+    let mut found = Vec::new();
+    walk(path, extensions, 0, &mut found)?;
+    found.sort();
+    if found.is_empty() {
+        let wanted = extensions.join(" or .");
+        return Err(Failure::Invalid(format!("{} holds no .{wanted} file", path.display())));
+    }
+    found.iter().map(|p| file(p)).collect()
+}
+
+fn walk(path: &Path, extensions: &[&str], depth: usize, found: &mut Vec<PathBuf>) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| Failure::Invalid(format!("cannot read {}: {e}", path.display()));
+    for entry in fs::read_dir(path).map_err(failed)? {
+        let entry = entry.map_err(failed)?.path();
+        let wanted = entry.extension().and_then(|e| e.to_str()).is_some_and(|e| extensions.contains(&e));
+        if entry.is_dir() && depth < MAX_DEPTH {
+            walk(&entry, extensions, depth + 1, found)?;
+        } else if wanted && entry.is_file() {
+            found.push(entry);
+        }
+    }
+    Ok(())
+}
+
+/// What `build` gives.
+pub struct Loaded {
+    /// For the cores.
+    pub settings: Settings,
+    /// The policies.
+    pub policies: PolicySet,
+    /// What `check` has to say, worst first; without errors.
+    pub findings: Vec<policy::Finding>,
+}
+
+/// Times and bounds, from the configuration.
+pub struct Tuning {
+    /// `[time] allowed-lateness`
+    pub lateness: Micros,
+    /// `[time] idle-timeout`
+    pub idle_timeout: Micros,
+    /// `[time] dedup-horizon` and `[limits] dedup-ids`
+    pub dedup: (Micros, usize),
+    /// `[limits] list-state-bytes`
+    pub state_bytes: usize,
+    /// `[telemetry]`
+    pub telemetry: telemetry::Settings,
+    /// `[topics]`
+    pub inputs: InputNames,
+    /// CloudEvents source.
+    pub source: String,
+}
+
+/// The default configuration's.
+pub fn defaults() -> Tuning {
+    tuning(&Config::default())
+}
+
+/// Those of a configuration.
+pub fn tuning(config: &Config) -> Tuning {
+    config.tuning()
+}
+
+/// Compiles everything. Every fault of every file is in the error.
+pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
+    let mut faults = String::new();
+    let mut fault = |f: &dyn std::fmt::Display| {
+        // writing to a String cannot fail
+        writeln!(faults, "  {f}").unwrap_or_default();
+    };
+    let stream = stream::Settings {
+        lateness: tuning.lateness,
+        max_state_bytes_per_key: tuning.state_bytes,
+        ..stream::Settings::default()
+    };
+    let compiler = stream::Compiler::new(Arc::clone(&telemetry::schema::SCHEMA), &stream);
+    let mut metrics = Vec::new();
+    match stream::metric::compile_all(&compiler, &texts.metrics) {
+        Ok(all) => metrics = all,
+        Err(errors) => errors.iter().for_each(|e| fault(e)),
+    }
+    let thresholds = crate::pipeline::judge::prepare(&texts.thresholds.1);
+    if let Err(e) = &thresholds {
+        fault(e);
+    }
+    let members = correlation::compile(&texts.correlation.1).map_err(|e| fault(&e)).ok();
+    let prices = match &texts.prices {
+        None => Prices::default(),
+        Some((name, text)) => match Prices::from_toml(text, name) {
+            Ok(prices) => prices,
+            Err(errors) => {
+                errors.iter().for_each(|e| fault(e));
+                Prices::default()
+            }
+        },
+    };
+    let policies = match PolicySet::new(&texts.policies) {
+        Ok(set) => Some(set),
+        Err(errors) => {
+            errors.iter().for_each(|e| fault(e));
+            None
+        }
+    };
+    let mut findings = Vec::new();
+    if let Some(set) = &policies {
+        let known: Vec<(String, Scope, bool)> =
+            metrics.iter().map(|m: &Arc<Metric>| (m.name.clone(), m.scope, m.query.early())).collect();
+        findings = policy::check(set, &known, false);
+        findings.iter().filter(|f| f.severity == Severity::Error).for_each(|f| fault(f));
+    }
+    let (Some(policies), Some(correlation), true) = (policies, members, faults.is_empty()) else {
+        return Err(Failure::Invalid(format!("the configuration is refused:\n{}", faults.trim_end())));
+    };
+    let price_text = texts.prices.as_ref().map(|(_, t)| t.as_str()).unwrap_or_default();
+    let snapshot = Snapshot::new(
+        policies.policies().to_vec(),
+        texts.metrics.iter().chain([&texts.thresholds, &texts.correlation]).cloned().collect(),
+        price_text.to_owned(),
+        format!("{:?}", (tuning.lateness, tuning.idle_timeout, tuning.dedup)),
+    );
+    let telemetry = telemetry::Settings { prices: Arc::new(prices), ..tuning.telemetry };
+    let settings = Settings {
+        metrics,
+        thresholds: texts.thresholds.1.clone(),
+        correlation,
+        snapshot: Arc::new(snapshot),
+        stream,
+        decoder: Arc::new(telemetry),
+        dedup: tuning.dedup,
+        idle_timeout: tuning.idle_timeout,
+        inputs: tuning.inputs,
+        source: tuning.source,
+        finals: false,
+        event_clock: false,
+        future_at: None,
+    };
+    Ok(Loaded { settings, policies, findings })
+}
