@@ -25,6 +25,16 @@ pub enum Input {
 impl Input {
     /// All inputs in processing order.
     pub const ALL: [Self; 4] = [Self::Commands, Self::Outcomes, Self::Telemetry, Self::Repartition];
+
+    /// The key under `[topics]` in the configuration; also the metric label.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Commands => "commands",
+            Self::Outcomes => "outcomes",
+            Self::Telemetry => "telemetry",
+            Self::Repartition => "repartition",
+        }
+    }
 }
 
 /// The topics a core writes; names come from `[topics]`.
@@ -44,6 +54,44 @@ pub enum Topic {
     Live,
     DeadLetter,
     Repartition,
+}
+
+impl Topic {
+    /// All topics a core writes; `Topic as usize` is the position here.
+    pub const ALL: [Self; 13] = [
+        Self::Signals,
+        Self::Alerts,
+        Self::Interventions,
+        Self::Runs,
+        Self::Lessons,
+        Self::Policies,
+        Self::PolicyLevel,
+        Self::Evaluations,
+        Self::Audit,
+        Self::CommandResults,
+        Self::Live,
+        Self::DeadLetter,
+        Self::Repartition,
+    ];
+
+    /// The key under `[topics]` in the configuration; also the metric label.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Signals => "signals",
+            Self::Alerts => "alerts",
+            Self::Interventions => "interventions",
+            Self::Runs => "runs",
+            Self::Lessons => "lessons",
+            Self::Policies => "policies",
+            Self::PolicyLevel => "policy-level",
+            Self::Evaluations => "evaluations",
+            Self::Audit => "audit",
+            Self::CommandResults => "command-results",
+            Self::Live => "live",
+            Self::DeadLetter => "dead-letter",
+            Self::Repartition => "repartition",
+        }
+    }
 }
 
 /// One consumed record, borrowed from the client's buffer (or from a file).
@@ -153,6 +201,9 @@ pub trait Core: Send {
     fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), CoreError>;
     /// Called once after the last `restore` and before the first `step`.
     fn restored(&mut self) -> Result<(), CoreError>;
+    /// The steps between the restored checkpoint and the offsets to go on from cannot be re-run (their input or record is
+    /// gone): called once, after the replay gave up and before the next live step. What was missed makes results incomplete.
+    fn history_gone(&mut self, _reason: &str) {}
     /// Earliest wall time at which a step without input would do something (idle tenants, deadlines); `None`: never.
     fn next_deadline(&self) -> Option<Wall>;
 }

@@ -1,4 +1,34 @@
 //! The exactly-once shell: clients, the transactional loop, steps and checkpoints, restore, rebalance, dead letters, and the
 //! in-process mock. It knows nothing of policies or decisions: it drives any [`core::Core`].
+//!
+//! [`shell::Shell`] runs the loop on the calling thread: one consumer, one transactional producer, one core per owned
+//! partition. What a core decides, the record of the steps it took and the offsets it consumed commit as one transaction
+//! ([`transaction`]); its state goes to a compacted topic every few seconds ([`checkpoint`]) and comes back by reading that
+//! and re-running the recorded steps ([`restore`]).
 
+pub mod checkpoint;
+pub mod client;
 pub mod core;
+pub mod errors;
+pub mod mock;
+pub mod produce;
+pub mod provision;
+pub mod reader;
+pub mod shell;
+pub mod status;
+pub mod steps;
+pub mod topics;
+pub mod transaction;
+
+mod deadletter;
+mod group;
+mod partition;
+mod restore;
+mod session;
+
+pub use client::{BrokerKind, ClientSettings, GroupProtocol, ShellConfig, StartAt};
+pub use errors::Error;
+pub use mock::Mock;
+pub use shell::{CoreFactory, Ended, Handle, Shell};
+pub use status::{Event, Observer, Status};
+pub use topics::Topics;

@@ -1,0 +1,176 @@
+//! What can go wrong at the broker, sorted by what has to be done about it.
+//!
+//! [`classify`] is the table of the transactional protocol: retry, abort, rebuild, or stop. Everything the shell does after a
+//! failure follows from its [`Class`].
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+
+use super::core::CoreError;
+
+/// Why the shell (or a client helper) gave up. Retriable trouble is handled inside and never surfaces here.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A client could not be created: a bad property.
+    #[error("Kafka client settings are not accepted: {0}")]
+    Settings(#[source] KafkaError),
+    /// A call to the broker failed for good.
+    #[error("{context}")]
+    Broker {
+        /// What was being done.
+        context: String,
+        /// The client's error.
+        source: KafkaError,
+    },
+    /// Topics exist with partition counts that cannot work together.
+    #[error(
+        "topic {other} has {other_partitions} partitions but {telemetry} has {partitions}: they must be equal, because a tenant's records \
+         of both must meet at one owner; recreate {other} or run `runwarden topics resize`"
+    )]
+    Partitions {
+        /// The telemetry topic.
+        telemetry: String,
+        /// Its partitions.
+        partitions: i32,
+        /// The topic that differs.
+        other: String,
+        /// Its partitions.
+        other_partitions: i32,
+    },
+    /// A topic has a clean-up policy that would lose what we keep in it.
+    #[error(
+        "topic {topic} has cleanup.policy={found}, it must be {wanted}: change it with kafka-configs or recreate it"
+    )]
+    Cleanup {
+        /// Topic.
+        topic: String,
+        /// Its policy.
+        found: String,
+        /// The one it needs.
+        wanted: &'static str,
+    },
+    /// A topic does not exist.
+    #[error("topic {0} does not exist: create it with `runwarden topics create`")]
+    MissingTopic(String),
+    /// Another process holds the same transactional id.
+    #[error(
+        "transactional id {id} was taken over twice within 30 s: another sidecar runs with the same group and slot; give each its own \
+         [kafka] slot"
+    )]
+    FencedTwice {
+        /// The id.
+        id: String,
+    },
+    /// The credentials do not allow what is needed. Never a dead letter, never a loop.
+    #[error("not authorised: {context}")]
+    Denied {
+        /// What was being done.
+        context: String,
+        /// The client's error.
+        source: KafkaError,
+    },
+    /// The core failed.
+    #[error("partition {partition}: the core failed")]
+    Core {
+        /// Partition.
+        partition: i32,
+        /// Its error.
+        source: CoreError,
+    },
+    /// The broker refuses our own internal records.
+    #[error("topic {topic} refuses a record of {bytes} bytes: raise its max.message.bytes to at least 1048588")]
+    InternalRecord {
+        /// Topic.
+        topic: String,
+        /// Size of key and value.
+        bytes: usize,
+    },
+    /// A setting only the mock takes was used on a real broker, or the other way round.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A thread could not be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+impl Error {
+    pub(crate) fn broker(context: impl Into<String>, source: KafkaError) -> Self {
+        match classify(&source) {
+            Class::Denied => Self::Denied { context: context.into(), source },
+            _ => Self::Broker { context: context.into(), source },
+        }
+    }
+}
+
+/// What to do about a failed call of the transactional protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Call the same function again.
+    Retry,
+    /// Abort the transaction and send it again.
+    Abort,
+    /// A newer holder of our transactional id exists, or the coordinator gave up on us: rebuild, and count.
+    Fenced,
+    /// The producer is unusable, or we broke the protocol: rebuild.
+    Fatal,
+    /// Not authorised: stop.
+    Denied,
+}
+
+/// Sorts a client error. Unknown errors are fatal: rebuilding re-reads the truth from the broker.
+pub fn classify(error: &KafkaError) -> Class {
+    if let Some(code) = error.rdkafka_error_code()
+        && denied(code)
+    {
+        return Class::Denied;
+    }
+    match error {
+        KafkaError::Transaction(e) if e.is_fatal() => match e.code() {
+            Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch => Class::Fenced,
+            _ => Class::Fatal,
+        },
+        KafkaError::Transaction(e) if e.txn_requires_abort() => Class::Abort,
+        KafkaError::Transaction(e) if e.is_retriable() => Class::Retry,
+        KafkaError::Flush(_) => Class::Retry,
+        _ => Class::Fatal,
+    }
+}
+
+const fn denied(code: Code) -> bool {
+    matches!(
+        code,
+        Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+    )
+}
+
+/// Whether a failed call came from being outside the group's current generation: the partitions are probably lost.
+pub fn is_stale_member(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::IllegalGeneration
+                | Code::UnknownMemberId
+                | Code::StaleMemberEpoch
+                | Code::FencedMemberEpoch
+                | Code::FencedInstanceId
+                | Code::RebalanceInProgress
+        )
+    )
+}
+
+/// Whether one record alone is at fault, so that sending it again can never work.
+pub const fn is_poison(code: Code) -> bool {
+    matches!(
+        code,
+        Code::MessageSizeTooLarge | Code::InvalidRecord | Code::InvalidMessage | Code::UnsupportedForMessageFormat
+    )
+}
+
+/// Whether the same call may work later: the broker is away, starting, or moving a coordinator.
+pub fn is_transient(error: &KafkaError) -> bool {
+    let Some(code) = error.rdkafka_error_code() else { return false };
+    !denied(code)
+        && !matches!(code, Code::InvalidArgument | Code::UnsupportedSASLMechanism | Code::SaslAuthenticationFailed)
+}

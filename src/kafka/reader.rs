@@ -1,0 +1,287 @@
+//! Reading partitions to their end without a group: for restore, tests, the demo's printout and offline tools.
+//!
+//! The end is the client's end-of-partition event, never a comparison of positions: transaction markers and compaction leave
+//! gaps that no position shows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::client::{ClientSettings, Isolation, Logged};
+use super::errors::{Error, is_transient};
+
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A record read back, owned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names of Kafka's own fields")]
+pub struct OwnedRecord {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    /// Broker timestamp, µs; 0 when there is none.
+    pub timestamp: i64,
+    pub key: Option<Vec<u8>>,
+    pub payload: Option<Vec<u8>>,
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+impl OwnedRecord {
+    /// Copies a message.
+    pub fn from_message(message: &impl Message) -> Self {
+        let headers = message.headers().map_or_else(Vec::new, |headers| {
+            headers.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
+        });
+        Self {
+            topic: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp: micros(message),
+            key: message.key().map(<[u8]>::to_vec),
+            payload: message.payload().map(<[u8]>::to_vec),
+            headers,
+        }
+    }
+}
+
+/// A message's broker timestamp in µs; 0 when there is none.
+pub fn micros(message: &impl Message) -> i64 {
+    message.timestamp().to_millis().map_or(0, |ms| ms.saturating_mul(1000))
+}
+
+/// Reads assigned partitions; joins no group, commits nothing.
+pub struct Reader {
+    consumer: Arc<BaseConsumer<Logged>>,
+}
+
+impl Reader {
+    /// Creates a client. `group` is only a name for access control.
+    pub fn new(client: &ClientSettings, group: &str, isolation: Isolation) -> Result<Self, Error> {
+        let config = client.reader(group, isolation);
+        let consumer = config.create_with_context(Logged).map_err(Error::Settings)?;
+        Ok(Self { consumer: Arc::new(consumer) })
+    }
+
+    /// Low and high watermark; the high one is the last stable offset for a read_committed reader.
+    pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
+        self.consumer.fetch_watermarks(topic, partition, CALL_TIMEOUT)
+    }
+
+    /// Partition counts of all topics.
+    pub fn partition_counts(&self) -> Result<BTreeMap<String, i32>, KafkaError> {
+        let metadata = self.consumer.fetch_metadata(None, CALL_TIMEOUT)?;
+        let known = metadata.topics().iter().filter(|t| t.error().is_none());
+        Ok(known.map(|t| (t.name().to_owned(), i32::try_from(t.partitions().len()).unwrap_or(i32::MAX))).collect())
+    }
+
+    /// Partition count of a topic; 0 when it does not exist.
+    pub fn partitions(&self, topic: &str) -> Result<i32, KafkaError> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), CALL_TIMEOUT)?;
+        let count = metadata.topics().iter().find(|t| t.name() == topic && t.error().is_none());
+        Ok(count.map_or(0, |t| i32::try_from(t.partitions().len()).unwrap_or(i32::MAX)))
+    }
+
+    /// The group's committed offsets, waiting for transactions that hold some back. `None`: not committed.
+    pub fn committed(&self, topics: &[&str], partition: i32) -> Result<Vec<Option<i64>>, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for topic in topics {
+            list.add_partition(topic, partition);
+        }
+        let list = self.consumer.committed_offsets(list, CALL_TIMEOUT)?;
+        let offset = |topic: &&str| {
+            let found = list.find_partition(topic, partition)?;
+            found.offset().to_raw().filter(|&raw| raw >= 0)
+        };
+        list.elements().iter().try_for_each(|e| e.error())?;
+        Ok(topics.iter().map(offset).collect())
+    }
+
+    /// Calls `each` for every record of one partition from `from` to the end as it is when reached. Stops early when `each`
+    /// says so, and while waiting when `cancelled` says so.
+    pub fn to_end(
+        &self,
+        topic: &str,
+        partition: i32,
+        from: Offset,
+        cancelled: impl Fn() -> bool,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> Next,
+    ) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, from)?;
+        self.consumer.assign(&list)?;
+        let outcome = loop {
+            match self.consumer.poll(Duration::from_millis(100)) {
+                None => {
+                    if cancelled() {
+                        break Ok(());
+                    }
+                }
+                Some(Ok(message)) => {
+                    if message.topic() == topic && message.partition() == partition && each(&message) == Next::Stop {
+                        break Ok(());
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(p))) if p == partition => break Ok(()),
+                Some(Err(error)) if passing(&error) => {}
+                Some(Err(error)) => break Err(error),
+            }
+        };
+        self.consumer.unassign()?;
+        outcome
+    }
+
+    /// Opens several inputs at given offsets, each with its own queue.
+    pub fn open(&self, inputs: &[(&str, i32, i64)]) -> Result<Vec<InputQueue>, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        let mut queues = Vec::with_capacity(inputs.len());
+        for &(topic, partition, from) in inputs {
+            list.add_partition_offset(topic, partition, Offset::Offset(from))?;
+            let queue = self
+                .consumer
+                .split_partition_queue(topic, partition)
+                .ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownPartition))?;
+            queues.push(InputQueue { queue, ended: false, ahead: None });
+        }
+        self.consumer.assign(&list)?;
+        Ok(queues)
+    }
+
+    /// Serves the client's own events while queues are read.
+    pub fn serve(&self) {
+        while let Some(event) = self.consumer.poll(Duration::ZERO) {
+            if let Err(error) = event {
+                tracing::debug!(%error, "reader");
+            }
+        }
+    }
+
+    /// Lets go of what [`Reader::open`] opened.
+    pub fn close(&self) -> Result<(), KafkaError> {
+        self.consumer.unassign()
+    }
+}
+
+/// Whether a reader goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Go on.
+    More,
+    /// Enough.
+    Stop,
+}
+
+fn passing(error: &KafkaError) -> bool {
+    is_transient(error)
+        && !matches!(
+            error.rdkafka_error_code(),
+            Some(
+                RDKafkaErrorCode::AutoOffsetReset
+                    | RDKafkaErrorCode::OffsetOutOfRange
+                    | RDKafkaErrorCode::UnknownTopicOrPartition
+            )
+        )
+}
+
+/// The queue of one opened partition.
+pub struct InputQueue {
+    queue: PartitionQueue<Logged>,
+    ended: bool,
+    ahead: Option<OwnedRecord>,
+}
+
+/// Why a range could not be read.
+#[derive(Debug)]
+pub enum RangeError {
+    /// Records of it are gone.
+    Gone,
+    /// The caller asked to stop.
+    Cancelled,
+    /// The client failed.
+    Client(KafkaError),
+}
+
+impl InputQueue {
+    /// Reads the records with offsets below `to`; the one at `to - 1` must exist.
+    pub fn until(
+        &mut self,
+        to: i64,
+        reader: &Reader,
+        cancelled: impl Fn() -> bool,
+    ) -> Result<Vec<OwnedRecord>, RangeError> {
+        let mut records = Vec::new();
+        if let Some(ahead) = self.ahead.take() {
+            if ahead.offset >= to {
+                self.ahead = Some(ahead);
+                return Err(RangeError::Gone);
+            }
+            records.push(ahead);
+        }
+        while records.last().is_none_or(|last: &OwnedRecord| last.offset + 1 < to) {
+            match self.queue.poll(Duration::from_millis(50)) {
+                Some(Ok(message)) if message.offset() >= to => {
+                    self.ahead = Some(OwnedRecord::from_message(&message));
+                    return Err(RangeError::Gone);
+                }
+                Some(Ok(message)) => records.push(OwnedRecord::from_message(&message)),
+                Some(Err(KafkaError::PartitionEOF(_))) => self.ended = true,
+                Some(Err(error)) if passing(&error) => {}
+                Some(Err(error)) => match error.rdkafka_error_code() {
+                    Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                        return Err(RangeError::Gone);
+                    }
+                    _ => return Err(RangeError::Client(error)),
+                },
+                None if self.ended => return Err(RangeError::Gone),
+                None => {
+                    if cancelled() {
+                        return Err(RangeError::Cancelled);
+                    }
+                    reader.serve();
+                }
+            }
+        }
+        Ok(records)
+    }
+}
+
+/// Reads every committed record of a topic, all partitions, from the start to the end; ordered by partition and offset.
+pub fn read_topic(client: &ClientSettings, topic: &str) -> Result<Vec<OwnedRecord>, Error> {
+    let reader = Reader::new(client, "runwarden-read", Isolation::Committed)?;
+    let context = |what: &str| format!("cannot {what} topic {topic}");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let partitions = loop {
+        match reader.partitions(topic) {
+            Ok(count) => break count,
+            Err(error) if is_transient(&error) && Instant::now() < deadline => {}
+            Err(error) => return Err(Error::broker(context("find"), error)),
+        }
+    };
+    if partitions == 0 {
+        return Err(Error::MissingTopic(topic.to_owned()));
+    }
+    let mut records = Vec::new();
+    for partition in 0..partitions {
+        let (low, high) = reader.watermarks(topic, partition).map_err(|e| Error::broker(context("read"), e))?;
+        if low == high {
+            continue;
+        }
+        let read = reader.to_end(
+            topic,
+            partition,
+            Offset::Offset(low),
+            || false,
+            |message| {
+                records.push(OwnedRecord::from_message(message));
+                Next::More
+            },
+        );
+        read.map_err(|e| Error::broker(context("read"), e))?;
+    }
+    Ok(records)
+}
