@@ -1,1 +1,9 @@
 //! Behaviour tests: one binary, one module per behaviour.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on should say so and fail"
+)]
+
+mod observability;
