@@ -1,7 +1,7 @@
 # Builds the release binary and puts it, with its queries and configuration, into a small image that runs as nobody.
 #
 #   docker build -t runwarden --build-arg GIT_SHA=$(git rev-parse --short HEAD) .
-#   docker run --rm -p 8080:8080 -e RUNWARDEN_HTTP__LISTEN=0.0.0.0:8080 runwarden demo --for 60s
+#   docker run --rm -p 8080:8080 runwarden demo --listen 0.0.0.0:8080
 FROM rust:1.95-bookworm AS build
 ARG GIT_SHA=unknown
 # TLS and SASL to Kafka need it: --build-arg FEATURES=tls
