@@ -7,3 +7,4 @@
 )]
 
 mod observability;
+mod walls;
