@@ -41,16 +41,39 @@ fn room(path: &Path, src: &Path) -> String {
 
 /// The rooms named by `crate::…` paths in code, `kafka::core` as such. Comments do not count: documentation may point anywhere.
 fn named(source: &str) -> BTreeSet<String> {
+    let code: Vec<&str> = source.lines().map(|l| l.split("//").next().unwrap_or_default()).collect();
+    let code = code.join(" ");
     let mut found = BTreeSet::new();
-    let code = source.lines().map(|l| l.split("//").next().unwrap_or_default());
-    for line in code {
-        for rest in line.split("crate::").skip(1) {
-            let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-            let contract = name == "kafka" && rest[name.len()..].starts_with("::core");
+    for rest in code.split("crate::").skip(1) {
+        for path in first_parts(rest) {
+            let name: String = path.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            let contract = name == "kafka" && path[name.len()..].starts_with("::core");
             found.insert(if contract { "kafka::core".to_owned() } else { name });
         }
     }
     found
+}
+
+/// The paths that follow `crate::`: one, or those of a group in braces.
+fn first_parts(rest: &str) -> Vec<&str> {
+    let Some(group) = rest.strip_prefix('{') else { return vec![rest] };
+    let (mut depth, mut start, mut parts) = (0_i32, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                parts.push(group[start..at].trim());
+                break;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(group[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts
 }
 
 fn trespasses(room: &str, source: &str) -> Vec<String> {
@@ -114,6 +137,7 @@ fn what_decides_asks_no_clock_and_does_no_input_or_output() {
 fn a_path_across_a_wall_is_found_and_a_comment_is_not() {
     assert_eq!(trespasses("stream", "use crate::kafka::core::Input; // crate::policy\n"), ["kafka::core"]);
     assert_eq!(trespasses("pipeline", "use crate::kafka::{core, shell};"), ["kafka"]);
+    assert_eq!(trespasses("stream", "use crate::{\n    clock::{Micros, SECOND},\n    policy::Amount,\n};"), ["policy"]);
     assert!(trespasses("pipeline", "use crate::kafka::core::Input;\nuse crate::decide::levels;").is_empty());
     assert!(trespasses("cli", "use crate::kafka::shell;").is_empty(), "the room where all meet");
 }
