@@ -6,5 +6,6 @@
     reason = "a test that cannot go on should say so and fail"
 )]
 
+mod demo_traffic;
 mod observability;
 mod walls;

@@ -13,7 +13,7 @@ const WALLS: &[(&str, &[&str])] = &[
     ("telemetry", &["clock"]),
     ("stream", &["clock"]),
     ("policy", &["clock"]),
-    ("decide", &["clock", "policy", "stream"]),
+    ("decide", &["clock", "policy", "stream", "telemetry"]),
     ("pipeline", &["clock", "decide", "policy", "stream", "telemetry", "kafka::core"]),
     ("kafka", &["clock", "config", "metrics"]),
     ("serve", &["clock", "config", "metrics", "kafka"]),
