@@ -15,7 +15,7 @@ use prometheus::{
 
 use crate::clock::{Micros, SECOND};
 
-use self::family::{CountersByMetric, Family, Family2, GaugesByMetric, GaugesByPartition, Names};
+use self::family::{AgesByPartition, CountersByMetric, Family, Family2, GaugesByMetric, GaugesByPartition, Names};
 use self::labels::{
     AlertStatus, DeadLetterReason, Effect, Input, InterventionType, Mode, Output, SignalKind, TransactionOutcome,
 };
@@ -83,6 +83,8 @@ pub struct Metrics {
     pub event_to_commit: Histogram,
     /// Records of the telemetry topic not yet processed, by owned partition.
     pub lag: GaugesByPartition,
+    /// By how much the last processed telemetry record of an owned partition is older than the newest; 0 at the end.
+    pub lag_age: AgesByPartition,
     /// Oldest watermark among live tenants, as an age in seconds.
     pub watermark_age: Gauge,
     /// Transactions, by outcome.
@@ -99,6 +101,14 @@ pub struct Metrics {
     pub replayed_steps: IntCounter,
     /// Steps whose replayed decisions differ from the recorded ones (same core version): must stay 0.
     pub replay_mismatches: IntCounter,
+    /// Recoveries that could not be exact, because recorded input or steps were gone: an alarm.
+    pub history_gone: IntCounter,
+    /// Checkpointed keys refused by a restore (another version, a damaged value); the rest stays usable.
+    pub refused_keys: IntCounter,
+    /// Partitions taken without notice; their uncommitted work was dropped unseen.
+    pub lost_partitions: IntCounter,
+    /// Checkpoints written.
+    pub checkpoints: IntCounter,
     /// Records written to the checkpoint topic.
     pub checkpoint_records: IntCounter,
     /// Bytes written to the checkpoint topic (keys and values).
@@ -186,6 +196,11 @@ impl Metrics {
                 "runwarden_consumer_lag_records",
                 "Telemetry records not yet processed, by owned partition",
             )?,
+            lag_age: AgesByPartition::register(
+                r,
+                "runwarden_consumer_lag_seconds",
+                "Broker's clock minus the time of the last processed record, 0 at the end, by owned partition",
+            )?,
             watermark_age: float_gauge(
                 r,
                 "runwarden_watermark_age_seconds",
@@ -207,6 +222,14 @@ impl Metrics {
                 "runwarden_replay_mismatches_total",
                 "Replayed steps whose decisions differ from the recorded ones",
             )?,
+            history_gone: counter(
+                r,
+                "runwarden_inexact_restores_total",
+                "Restores that could not be exact because recorded history was gone",
+            )?,
+            refused_keys: counter(r, "runwarden_refused_state_keys_total", "Checkpointed keys refused by a restore")?,
+            lost_partitions: counter(r, "runwarden_lost_partitions_total", "Partitions taken without notice")?,
+            checkpoints: counter(r, "runwarden_checkpoints_total", "Checkpoints written")?,
             checkpoint_records: counter(r, "runwarden_checkpoint_records_total", "Checkpoint records written")?,
             checkpoint_bytes: counter(r, "runwarden_checkpoint_bytes_total", "Checkpoint bytes written")?,
             state_bytes: gauge(r, "runwarden_state_bytes", "State held by the owned partitions")?,

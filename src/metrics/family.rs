@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::RwLock;
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, Result};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, Result};
+
+use crate::clock::Micros;
 
 use super::labels::Label;
+use super::seconds;
 
 /// Label value for a name beyond [`MAX_NAMES`] or never configured.
 pub const OTHER: &str = "other";
@@ -157,6 +160,29 @@ impl GaugesByPartition {
     /// Sets the value of an owned partition.
     pub fn set(&self, partition: i32, value: i64) {
         self.0.with_label_values(&[partition.to_string().as_str()]).set(value);
+    }
+
+    /// Drops the series of a partition given up.
+    pub fn forget(&self, partition: i32) {
+        // a partition that never reported has no series to drop
+        self.0.remove_label_values(&[partition.to_string().as_str()]).unwrap_or_default();
+    }
+}
+
+/// Ages in seconds by partition number, present only while the partition is owned.
+#[derive(Debug)]
+pub struct AgesByPartition(GaugeVec);
+
+impl AgesByPartition {
+    pub(super) fn register(registry: &Registry, name: &str, help: &str) -> Result<Self> {
+        let vec = GaugeVec::new(Opts::new(name, help), &["partition"])?;
+        registry.register(Box::new(vec.clone()))?;
+        Ok(Self(vec))
+    }
+
+    /// Sets the age of an owned partition, from microseconds; below 0 counts as 0.
+    pub fn set(&self, partition: i32, age: Micros) {
+        self.0.with_label_values(&[partition.to_string().as_str()]).set(seconds(age.max(0)));
     }
 
     /// Drops the series of a partition given up.

@@ -1,2 +1,15 @@
 //! Behaviour tests: one binary, one module per behaviour.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on should say so and fail"
+)]
+
+mod demo_traffic;
+mod determinism;
+mod observability;
+mod real_hour;
 mod stream;
+mod support;
+mod walls;
