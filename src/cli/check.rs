@@ -9,7 +9,7 @@ use crate::policy::Severity;
 
 /// Runs the subcommand.
 pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
-    let config = load::config(&arguments.config.config)?;
+    let config = load::config(arguments.config.path())?;
     let texts = load::texts(&config)?;
     let loaded = load::build(&texts, load::tuning(&config))?;
     let warnings = loaded.findings.iter().filter(|f| f.severity == Severity::Warning).count();
@@ -40,7 +40,7 @@ fn print(config: &Config, texts: &Texts, loaded: &Loaded) {
         } else {
             format!("at close: {}", metric.query.why_not_early().unwrap_or("its value may fall"))
         };
-        println!("metric {:<24} {:<12} {:<40} decides {decides}", metric.name, metric.scope.as_str(), file);
+        println!("metric {:<24} {:<12} {:<40} decides {decides}", metric.name, metric.scope.name(), file);
     }
     for policy in loaded.policies.policies() {
         for limit in &policy.limits {

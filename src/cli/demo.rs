@@ -17,7 +17,8 @@ use crate::demo::feed::{Feed, Source};
 use crate::demo::screen::{Places, Screen, Style};
 use crate::demo::traffic::{self, Traffic};
 use crate::kafka::produce::Producer;
-use crate::kafka::reader::{Follower, OwnedRecord};
+use crate::kafka::follow::Follower;
+use crate::kafka::reader::OwnedRecord;
 use crate::kafka::{ClientSettings, Error, Mock, ShellConfig, Topics};
 
 /// Partitions of the demo's topics: few, so that each stays under what the mock can hold.
@@ -31,7 +32,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// Runs the subcommand.
 pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
-    crate::logging::init_quiet();
+    let log = crate::config::Log { format: crate::config::LogFormat::Human, level: "error".into() };
+    crate::logging::init(&log, std::env::var("RUST_LOG").ok().as_deref()).map_err(Failure::invalid)?;
     let signals = Signals::install()?;
     let loaded = load::build(&load::Texts::demo(), load::defaults())?;
     let topics = Topics { partitions: PARTITIONS, replication: 1, ..Topics::default() };

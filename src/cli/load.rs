@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use crate::cli::Failure;
 use crate::clock::Micros;
-use crate::config::Config;
+use crate::config::{self, Config, micros};
 use crate::decide::correlation;
+use crate::kafka::{ClientSettings, GroupProtocol, ShellConfig, Topics};
+use crate::pipeline::partition::scope_of;
 use crate::pipeline::{InputNames, Settings};
 use crate::policy::{self, PolicySet, Scope, Severity, Snapshot};
-use crate::stream::{self, Metric};
+use crate::stream;
 use crate::telemetry::{self, Prices};
 
 /// Deepest folder level read below a directory of queries or policies.
@@ -135,7 +137,7 @@ pub struct Tuning {
     pub dedup: (Micros, usize),
     /// `[limits] list-state-bytes`
     pub state_bytes: usize,
-    /// `[telemetry]`
+    /// `[telemetry]` and bounds; prices are added
     pub telemetry: telemetry::Settings,
     /// `[topics]`
     pub inputs: InputNames,
@@ -150,7 +152,80 @@ pub fn defaults() -> Tuning {
 
 /// Those of a configuration.
 pub fn tuning(config: &Config) -> Tuning {
-    config.tuning()
+    Tuning {
+        lateness: micros(config.time.allowed_lateness),
+        idle_timeout: micros(config.time.idle_timeout),
+        dedup: (micros(config.time.dedup_horizon), config.limits.dedup_ids),
+        state_bytes: config.limits.list_state_bytes,
+        telemetry: config.decoder(Arc::default()),
+        inputs: InputNames {
+            telemetry: config.topics.telemetry.as_str().into(),
+            repartition: config.topics.repartition.as_str().into(),
+        },
+        source: format!("urn:runwarden:{}", config.kafka.group),
+    }
+}
+
+/// Reads the configuration file and the environment.
+pub(super) fn config(path: Option<&Path>) -> Result<Config, Failure> {
+    Config::load(path, std::env::vars()).map_err(|faults| {
+        let lines: Vec<String> = faults.iter().map(|f| format!("  {f}")).collect();
+        Failure::Invalid(format!("the configuration is refused:\n{}", lines.join("\n")))
+    })
+}
+
+/// Reads the files that a configuration names.
+pub(super) fn texts(config: &Config) -> Result<Texts, Failure> {
+    Texts::read(&config.paths.queries, &config.paths.policies, &config.paths.prices)
+}
+
+/// The shell's settings as a configuration wants them.
+pub(super) fn shell(config: &Config) -> ShellConfig {
+    let (k, t, l) = (&config.kafka, &config.topics, &config.limits);
+    let mut client = ClientSettings::new(k.brokers.clone());
+    client.properties = k.client.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect();
+    let topics = Topics {
+        telemetry: t.telemetry.clone(),
+        commands: t.commands.clone(),
+        outcomes: t.outcomes.clone(),
+        signals: t.signals.clone(),
+        alerts: t.alerts.clone(),
+        interventions: t.interventions.clone(),
+        runs: t.runs.clone(),
+        lessons: t.lessons.clone(),
+        policies: t.policies.clone(),
+        policy_level: t.policy_level.clone(),
+        evaluations: t.evaluations.clone(),
+        audit: t.audit.clone(),
+        command_results: t.command_results.clone(),
+        live: t.live.clone(),
+        dead_letter: t.dead_letter.clone(),
+        repartition: t.repartition.clone(),
+        steps: t.steps.clone(),
+        checkpoint: t.checkpoint.clone(),
+        partitions: t.partitions,
+        replication: t.replication,
+    };
+    let slot = k.slot.clone().unwrap_or_else(host_name);
+    let mut shell = ShellConfig::new(client, k.group.clone(), slot, topics);
+    shell.static_membership = k.slot.is_some();
+    shell.group_protocol = match k.group_protocol {
+        config::GroupProtocol::Classic => GroupProtocol::Classic,
+        config::GroupProtocol::Consumer => GroupProtocol::Consumer,
+    };
+    shell.commit_interval = k.commit_interval;
+    shell.checkpoint_interval = k.checkpoint_interval;
+    shell.max_step_records = l.step_records;
+    shell.max_step_bytes = l.step_bytes;
+    shell.max_transaction_bytes = l.transaction_bytes;
+    shell.max_transaction_records = l.transaction_records;
+    shell
+}
+
+/// Stable over restarts of a container or pod, unless it gets another name.
+fn host_name() -> String {
+    let read = |path: &str| fs::read_to_string(path).ok().map(|n| n.trim().to_owned()).filter(|n| !n.is_empty());
+    std::env::var("HOSTNAME").ok().filter(|n| !n.is_empty()).or_else(|| read("/etc/hostname")).unwrap_or_else(|| "0".into())
 }
 
 /// Compiles everything. Every fault of every file is in the error.
@@ -167,9 +242,11 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     };
     let compiler = stream::Compiler::new(Arc::clone(&telemetry::schema::SCHEMA), &stream);
     let mut metrics = Vec::new();
-    match stream::metric::compile_all(&compiler, &texts.metrics) {
-        Ok(all) => metrics = all,
-        Err(errors) => errors.iter().for_each(|e| fault(e)),
+    match stream::parse_metrics(texts.metrics.iter().map(|(n, t)| (n.as_str(), t.as_str())), &compiler) {
+        (all, errors) => {
+            metrics.extend(all.into_iter().map(Arc::new));
+            errors.iter().for_each(|e| fault(e));
+        }
     }
     let thresholds = crate::pipeline::judge::prepare(&texts.thresholds.1);
     if let Err(e) = &thresholds {
@@ -196,7 +273,7 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     let mut findings = Vec::new();
     if let Some(set) = &policies {
         let known: Vec<(String, Scope, bool)> =
-            metrics.iter().map(|m: &Arc<Metric>| (m.name.clone(), m.scope, m.query.early())).collect();
+            metrics.iter().map(|m: &Arc<stream::Metric>| (m.name.clone(), scope_of(m.scope), m.query.early())).collect();
         findings = policy::check(set, &known, false);
         findings.iter().filter(|f| f.severity == Severity::Error).for_each(|f| fault(f));
     }

@@ -101,15 +101,16 @@ impl Metered {
     }
 
     fn gauge(&self) {
-        let stats = self.partition.stats();
+        let stats = self.partition.windows().stats();
         self.metrics.live_keys.set(i64::try_from(stats.keys).unwrap_or(i64::MAX));
         self.metrics.state_bytes.set(i64::try_from(stats.state_bytes).unwrap_or(i64::MAX));
         for (query, name) in self.names.iter().enumerate() {
-            let open = stats.open_windows.get(query).copied().unwrap_or(0);
+            let open = stats.queries.get(query).map_or(0, |q| q.open);
             self.metrics.windows_open.get(name).set(i64::try_from(open).unwrap_or(i64::MAX));
         }
-        if let Some(age) = stats.watermark_age {
-            self.metrics.set_watermark_age(age);
+        let lowest = self.partition.windows().watermarks().map(|(_, watermark, _)| watermark).min();
+        if let Some(lowest) = lowest.filter(|w| *w > Micros::MIN && *w < Micros::MAX) {
+            self.metrics.set_watermark_age(Wall::now().0.saturating_sub(lowest));
         }
     }
 }

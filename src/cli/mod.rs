@@ -52,8 +52,15 @@ enum Command {
 #[derive(Debug, clap::Args)]
 pub struct ConfigArgument {
     /// Configuration file; RUNWARDEN_SECTION__KEY in the environment overrides its keys
-    #[arg(long, value_name = "FILE", default_value = "config/runwarden.toml")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", long_help = "Configuration file. Without it config/runwarden.toml is read if it exists, \
+        else the defaults hold. RUNWARDEN_SECTION__KEY in the environment overrides its keys.")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgument {
+    fn path(&self) -> Option<&std::path::Path> {
+        self.config.as_deref()
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -170,7 +177,16 @@ impl Failure {
 }
 
 fn duration(text: &str) -> Result<std::time::Duration, String> {
-    crate::config::parse_duration(text).map_err(|e| e.to_string())
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let scale = match unit {
+        "" | "s" => 1_000,
+        "ms" => 1,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("{text}: write a duration like 30s, 2m or 1h")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text}: write a duration like 30s, 2m or 1h"))?;
+    Ok(std::time::Duration::from_millis(number.saturating_mul(scale)))
 }
 
 /// Parses the command line, runs the subcommand and returns its exit code (0 done, 1 invalid input, 2 usage, 3 could not

@@ -13,8 +13,8 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Runs the subcommand.
 pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
-    let config = load::config(&arguments.config.config)?;
-    crate::logging::init(&config)?;
+    let config = load::config(arguments.config.path())?;
+    crate::logging::init(&config.log, std::env::var("RUST_LOG").ok().as_deref()).map_err(Failure::invalid)?;
     let texts = load::texts(&config)?;
     let mut loaded = load::build(&texts, load::tuning(&config))?;
     for finding in &loaded.findings {
@@ -27,7 +27,7 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         loaded.settings.future_at = Some(crate::clock::Wall::now());
     }
     let signals = Signals::install()?;
-    let service = Service::start(Arc::new(loaded.settings), shell, config.http_listen(), &config.digest())?;
+    let service = Service::start(Arc::new(loaded.settings), shell, config.http, &format!("{:012x}", config.digest()))?;
     tracing::info!(address = %service.address, snapshot = loaded.policies.policies().len(), "runwarden is up");
     let outcome = loop {
         if let Some(outcome) = service.wait(LOOK) {
@@ -35,7 +35,7 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         }
         if signals.stop() {
             tracing::info!("draining");
-            break service.drain(config.drain_timeout());
+            break service.drain(config.kafka.drain_timeout);
         }
     };
     ended(outcome)

@@ -74,7 +74,7 @@ struct Done {
 
 fn simulate(arguments: &SimulateArguments, policies: &Path, now: Wall) -> Result<Done, Failure> {
     let texts = load::Texts::read(&arguments.queries, policies, &arguments.prices)?;
-    let Loaded { mut settings, .. } = load::build(&texts, &load::defaults())?;
+    let Loaded { mut settings, .. } = load::build(&texts, load::defaults())?;
     settings.finals = true;
     settings.stream.all_finals = true;
     settings.event_clock = true;

@@ -7,7 +7,7 @@ use crate::kafka::provision::{Broker, create_and_verify, describe};
 
 /// Runs the subcommand.
 pub(super) fn main(arguments: &TopicsArguments) -> Result<ExitCode, Failure> {
-    let config = load::config(&arguments.config.config)?;
+    let config = load::config(arguments.config.path())?;
     let shell = load::shell(&config);
     let broker = Broker::new(shell.client.clone());
     match arguments.action {

@@ -99,7 +99,14 @@ pub fn compile(sql: &str) -> Result<Arc<Query>, stream::CompileError> {
     let schema = query.output_schema();
     for column in ["tenant_id", "correlation_key"] {
         if schema.field_with_name(column).is_err() {
-            return Err(stream::CompileError::missing_output("correlation", column));
+            return Err(stream::CompileError {
+                query: "queries/decide/correlation.sql".into(),
+                message: format!("the output lacks the column {column}"),
+                line: None,
+                column: None,
+                clause: Some("SELECT".into()),
+                help: Some("select tenant_id, correlation_key, window_start, window_end".into()),
+            });
         }
     }
     Ok(Arc::new(query))

@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod client;
 pub mod core;
 pub mod errors;
+pub mod follow;
 pub mod mock;
 pub mod produce;
 pub mod provision;

@@ -133,24 +133,27 @@ pub fn items(rows: &QueryRows, metric: usize, plan: &MetricPlan, closed: bool, o
     Ok(())
 }
 
-/// A window that closed without a row.
-pub fn empty_item(empty: &Empty, metric: usize, plan: &MetricPlan) -> Option<Item> {
-    let tenant = text(texts(&empty.keys, "tenant_id"), 0)?;
-    let scope_id = text(texts(&empty.keys, plan.scope.key_field()), 0)?;
-    Some(Item {
-        at: empty.at,
-        closed: true,
-        metric,
-        tenant: tenant.into(),
-        scope_id: scope_id.into(),
-        window: empty.window,
-        value: None,
-        evidence: (i64::MAX, i64::MIN),
-        complete: true,
-        cost_provenance: None,
-        limit_set: u32::MAX,
-        judged: Vec::new(),
-    })
+/// Windows that closed without a row, as items.
+pub fn empty_items(empty: &Empty, metric: usize, plan: &MetricPlan, out: &mut Vec<Item>) {
+    let tenants = texts(&empty.keys, "tenant_id");
+    let scopes = texts(&empty.keys, plan.scope.key_field());
+    for (row, (window, at)) in empty.window.iter().zip(&empty.at).enumerate() {
+        let (Some(tenant), Some(scope_id)) = (text(tenants, row), text(scopes, row)) else { continue };
+        out.push(Item {
+            at: *at,
+            closed: true,
+            metric,
+            tenant: tenant.into(),
+            scope_id: scope_id.into(),
+            window: *window,
+            value: None,
+            evidence: (i64::MAX, i64::MIN),
+            complete: true,
+            cost_provenance: None,
+            limit_set: u32::MAX,
+            judged: Vec::new(),
+        });
+    }
 }
 
 /// Whether an item can change a level: it has reached a NEAR line, or it closes a window of a group whose level is up.

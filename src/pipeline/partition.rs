@@ -26,7 +26,7 @@ use crate::pipeline::limits::{LimitSets, MetricInfo};
 use crate::pipeline::runs::{Bound, RunTable, Seen};
 use crate::pipeline::watcher::{GroupCache, Watcher};
 use crate::policy::{Mode, Scope, Snapshot};
-use crate::stream::{Engine, Metric, Output, Query};
+use crate::stream::{Emit, Engine, Metric, Output, Query};
 use crate::telemetry::schema::col;
 use crate::telemetry::{Batch, DeadLetter, Decoder, Dedup, Reason, redacted_json};
 
@@ -90,8 +90,8 @@ pub struct Counts {
     pub late: Vec<u64>,
     /// Windows closed, by metric.
     pub closed: Vec<u64>,
-    /// Early results of touched groups.
-    pub early: u64,
+    /// Early results of touched groups, by metric.
+    pub early: Vec<u64>,
     /// Rows of runs that no policy covers.
     pub uncovered: u64,
 }
@@ -135,12 +135,17 @@ pub fn plans(metrics: &[Arc<Metric>]) -> Vec<MetricPlan> {
         .iter()
         .map(|m| MetricPlan {
             name: m.name.clone(),
-            scope: m.scope,
+            scope: scope_of(m.scope),
             shape: MetricPlan::shape_of(m.query.window()),
-            early: m.query.early() && m.emits_changes(),
+            early: m.query.early() && m.emit == Emit::Changes,
             anomaly: m.sql.contains("anomaly_score"),
         })
         .collect()
+}
+
+/// The scope of a metric file as policies know it: the same closed list, by name.
+pub fn scope_of(scope: crate::stream::Scope) -> Scope {
+    Scope::parse(scope.name()).unwrap_or(Scope::Tenant)
 }
 
 fn core_error(context: &'static str) -> impl Fn(&dyn std::fmt::Display) -> CoreError {
@@ -193,6 +198,7 @@ impl Partition {
         let mut step = Step::default();
         step.counts.late = vec![0; self.plans.len()];
         step.counts.closed = vec![0; self.plans.len()];
+        step.counts.early = vec![0; self.plans.len()];
         let now = if self.settings.event_clock { Wall(self.meta.now) } else { Wall(input.now.0.max(self.meta.now)) };
         self.meta.now = now.0;
         self.meta.end.step(now, !self.settings.event_clock && at_end(&input.inputs));
@@ -233,10 +239,15 @@ impl Partition {
         Ok(step)
     }
 
+    /// The windows, to look at.
+    pub fn windows(&self) -> &Engine {
+        &self.engine
+    }
+
     /// Wall time at which a step without input would close something.
     pub fn deadline(&self) -> Option<Wall> {
         let since = self.meta.end.since?;
-        let waits = self.engine.stats().open_windows > 0 || !self.correlation.is_empty();
+        let waits = self.engine.stats().queries.iter().any(|q| q.open > 0) || !self.correlation.is_empty();
         waits.then(|| Wall(since.saturating_add(crate::clock::SECOND)))
     }
 
@@ -312,7 +323,9 @@ impl Partition {
             .engine
             .push(&batch.rows, &batch.positions, &mut watcher)
             .map_err(|e| core_error("cannot evaluate the windows")(&e))?;
-        step.counts.early += output.early.iter().map(|e| e.rows.num_rows() as u64).sum::<u64>();
+        for early in &output.early {
+            step.counts.early[early.query] += early.rows.num_rows() as u64;
+        }
         for late in &output.late {
             for query in &late.queries {
                 if let Some(count) = step.counts.late.get_mut(usize::from(*query)) {
@@ -408,7 +421,7 @@ impl Partition {
             judge::items(closed, closed.query, plan, true, &mut items).map_err(|e| failed(&e))?;
         }
         for empty in &output.empty {
-            items.extend(judge::empty_item(empty, empty.query, &self.plans[empty.query]));
+            judge::empty_items(empty, empty.query, &self.plans[empty.query], &mut items);
         }
         for (key_set, group) in &output.freed {
             self.groups.free(*key_set, *group);

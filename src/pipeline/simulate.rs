@@ -102,7 +102,7 @@ impl Simulation {
         let step = self.partition.advance(&input)?;
         for (metric, rows) in &step.finals {
             let Some(metric) = self.settings.metrics.get(*metric) else { continue };
-            windows(&metric.name, metric.scope.key_field(), rows, &mut self.report.windows);
+            windows(&metric.name, metric.scope.key(), rows, &mut self.report.windows);
         }
         self.report.decisions.extend(step.decisions);
         self.report.dead.extend(step.dead);
@@ -117,9 +117,10 @@ fn add(sum: &mut Counts, step: &Counts) {
     }
     sum.decoded += step.decoded;
     sum.duplicates += step.duplicates;
-    sum.early += step.early;
     sum.uncovered += step.uncovered;
-    for (sums, steps) in [(&mut sum.late, &step.late), (&mut sum.closed, &step.closed)] {
+    for (sums, steps) in
+        [(&mut sum.late, &step.late), (&mut sum.closed, &step.closed), (&mut sum.early, &step.early)]
+    {
         sums.resize(steps.len(), 0);
         for (a, b) in sums.iter_mut().zip(steps) {
             *a += b;
