@@ -7,5 +7,7 @@
 )]
 
 mod demo_traffic;
+mod manual;
 mod observability;
+mod stream;
 mod walls;

@@ -1,0 +1,10 @@
+-- metric: run_steps
+-- scope: RUN
+-- emit: changes
+-- unit: steps
+-- description: Number of steps of a run.
+SELECT tenant_id, run_id, window_start, window_end,
+       count(*) FILTER (WHERE event_type = 'run.step') AS value
+FROM session(telemetry, event_time, INTERVAL '24 hours', event_type IN ('run.completed', 'run.failed'))
+WHERE run_id IS NOT NULL
+GROUP BY tenant_id, run_id, window_start, window_end

@@ -1,0 +1,14 @@
+-- metric: tenant_cost_usd_1d
+-- scope: TENANT
+-- emit: changes
+-- unit: USD
+-- description: Cost of a tenant's steps in a day.
+SELECT tenant_id, window_start, window_end,
+       sum(cost_usd) AS value,
+       CASE WHEN count(*) FILTER (WHERE cost_provenance = 'unknown') > 0 THEN 'unknown'
+            WHEN count(*) FILTER (WHERE cost_provenance LIKE 'table%') > 0 THEN 'table'
+            ELSE 'reported' END AS cost_provenance
+FROM tumble(telemetry, event_time, INTERVAL '1 day')
+WHERE event_type = 'run.step'
+GROUP BY tenant_id, window_start, window_end
+HAVING sum(cost_usd) IS NOT NULL

@@ -1,0 +1,526 @@
+//! The engine: several queries over one ordered input.
+//!
+//! A push evaluates every distinct expression once, interns the keys once per key set, walks the rows once for watermarks, and
+//! hands each store its rows. A batch is processed whole and windows close at its end; it is cut only before a row that would
+//! change a pane of a window which closed earlier in the batch, so results do not depend on how the input was cut.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use datafusion::arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
+use datafusion::physical_expr::PhysicalExpr;
+
+use crate::clock::Micros;
+
+use super::emit::{Member, evaluate};
+use super::keys::{KeySet, clock_text};
+use super::output::{Late, NO_ROW, Output, QueryRows, QueryStats, Stats, Watch};
+use super::panes::PaneStore;
+use super::pool::{Aggregate, Pool, boolean};
+use super::query::{Expression, Query, fingerprint};
+use super::time::{Clocks, NEVER, closed_until};
+use super::window::{FAR, Grid, Window};
+use super::{Error, Settings};
+
+/// A batch as the stores see it. Per row unless said otherwise.
+pub(super) struct Batch<'a> {
+    pub(super) len: usize,
+    /// The engine's expressions.
+    pub(super) values: &'a [ArrayRef],
+    pub(super) times: &'a [Micros],
+    pub(super) clocks: &'a [u32],
+    /// Watermark of the row's clock before the row.
+    pub(super) before: &'a [Micros],
+    /// Per clock: see `Clock::finished`.
+    pub(super) finished: &'a [Micros],
+    pub(super) positions: &'a [i64],
+    /// Per key set: the row's group.
+    pub(super) groups: &'a [Vec<u32>],
+}
+
+/// How clocks moved in a sub-batch.
+pub(super) struct Moves<'a> {
+    moved: &'a [(u32, Vec<(Micros, u32)>)],
+    finished: &'a [Micros],
+    all: bool,
+}
+
+impl Moves<'_> {
+    pub(super) fn clocks(&self) -> impl Iterator<Item = u32> + '_ {
+        self.moved.iter().map(|(clock, _)| *clock)
+    }
+
+    fn steps(&self, clock: u32) -> &[(Micros, u32)] {
+        self.moved.binary_search_by_key(&clock, |(c, _)| *c).map_or(&[], |i| &self.moved[i].1)
+    }
+
+    /// Windows of length `size` that end at or before this are closed now.
+    pub(super) fn bound(&self, clock: u32, size: Micros) -> Micros {
+        if self.all {
+            return Micros::MAX - 1;
+        }
+        let watermark = self.steps(clock).last().map_or(NEVER, |(w, _)| *w);
+        closed_until(watermark, self.finished[clock as usize], size)
+    }
+
+    /// The row that moved the watermark to or past `end`.
+    pub(super) fn row(&self, clock: u32, end: Micros) -> u32 {
+        let steps = self.steps(clock);
+        steps.get(steps.partition_point(|(w, _)| *w < end)).map_or(NO_ROW, |(_, row)| *row)
+    }
+}
+
+/// Incremental state of several queries; one per input partition.
+pub struct Engine {
+    settings: Settings,
+    queries: Vec<Arc<Query>>,
+    schema: Option<SchemaRef>,
+    expressions: Vec<Arc<dyn PhysicalExpr>>,
+    key_sets: Vec<KeySet>,
+    stores: Vec<PaneStore>,
+    /// Per store: expressions a row must satisfy.
+    filters: Vec<Vec<usize>>,
+    /// Per query: its store.
+    store_of: Vec<usize>,
+    clocks: Clocks,
+    null_time: u64,
+    errors: u64,
+    late: Vec<u64>,
+}
+
+impl Engine {
+    /// An engine without state.
+    ///
+    /// # Errors
+    /// When the queries were compiled against different inputs.
+    pub fn new(queries: Vec<Arc<Query>>, settings: Settings) -> Result<Self, Error> {
+        let schema = queries.first().map(|q| Arc::clone(&q.input));
+        if queries.iter().any(|q| Some(&q.input) != schema.as_ref()) {
+            return Err(Error::Input("the queries were compiled against different schemas".into()));
+        }
+        let mut engine = Self {
+            late: vec![0; queries.len()],
+            settings,
+            schema,
+            expressions: Vec::new(),
+            key_sets: Vec::new(),
+            stores: Vec::new(),
+            filters: Vec::new(),
+            store_of: vec![0; queries.len()],
+            clocks: Clocks::default(),
+            null_time: 0,
+            errors: 0,
+            queries,
+        };
+        engine.build()?;
+        Ok(engine)
+    }
+
+    fn build(&mut self) -> Result<(), Error> {
+        let mut by_text: BTreeMap<String, usize> = BTreeMap::new();
+        let mut expressions = Vec::new();
+        let mut register = |e: &Expression| {
+            *by_text.entry(format!("{}\u{0}{}", e.text, e.ty)).or_insert_with(|| {
+                expressions.push(Arc::clone(&e.physical));
+                expressions.len() - 1
+            })
+        };
+        let mut key_sets: Vec<Vec<Expression>> = Vec::new();
+        let mut stores: Vec<(String, usize, Vec<usize>)> = Vec::new();
+        for (index, query) in self.queries.iter().enumerate() {
+            let mut keys = query.keys.clone();
+            keys.sort_by(|a, b| a.text.cmp(&b.text));
+            keys.dedup();
+            let set = key_sets.iter().position(|k| *k == keys).unwrap_or_else(|| {
+                key_sets.push(keys);
+                key_sets.len() - 1
+            });
+            let texts = |list: &[Expression]| list.iter().map(|e| e.text.as_str()).collect::<Vec<_>>().join("\u{1}");
+            let identity = format!(
+                "{set}\u{0}{:?}\u{0}{}\u{0}{}\u{0}{}",
+                query.window,
+                texts(&query.below),
+                texts(&query.between),
+                query.marker.as_ref().map_or("", |m| m.text.as_str()),
+            );
+            let store = stores.iter().position(|s| s.0 == identity).unwrap_or_else(|| {
+                stores.push((identity, set, Vec::new()));
+                stores.len() - 1
+            });
+            stores[store].2.push(index);
+            self.store_of[index] = store;
+        }
+        for keys in &key_sets {
+            let columns = keys.iter().map(&mut register).collect();
+            let types: Vec<_> = keys.iter().map(|k| k.ty.clone()).collect();
+            self.key_sets.push(KeySet::new(columns, &types)?);
+        }
+        for (_, set, indices) in stores {
+            let mut aggregates: Vec<Aggregate> = Vec::new();
+            let mut members = Vec::new();
+            for index in &indices {
+                let query = &self.queries[*index];
+                let mut places = Vec::new();
+                for call in &query.aggregates {
+                    let at = match aggregates.iter().position(|a| a.text == call.text) {
+                        Some(at) => at,
+                        None => {
+                            let args = call.args.iter().map(&mut register).collect();
+                            let filter = call.filter.as_ref().map(&mut register);
+                            aggregates.push(Aggregate::new(&call.text, &call.call, args, filter)?);
+                            aggregates.len() - 1
+                        }
+                    };
+                    places.push(at);
+                }
+                let keys = query
+                    .keys
+                    .iter()
+                    .map(|k| key_sets[set].iter().position(|other| other == k).unwrap_or_default())
+                    .collect();
+                members.push(Member::new(*index, Arc::clone(query), keys, places));
+            }
+            let first = &self.queries[indices[0]];
+            let mut parts = vec!["datafusion-55".to_owned(), format!("{:?}", first.window)];
+            parts.extend(key_sets[set].iter().map(|k| format!("key {} {}", k.text, k.ty)));
+            parts.extend(first.marker.iter().map(|m| format!("marker {}", m.text)));
+            parts.extend(first.below.iter().map(|m| format!("below {}", m.text)));
+            parts.extend(first.between.iter().map(|m| format!("between {}", m.text)));
+            let print = fingerprint(parts.iter().map(String::as_str));
+            let pool = Pool::new(aggregates, self.settings.max_state_bytes_per_key);
+            let grid = match first.window {
+                Window::Tumble { size } => Grid::new(size, size),
+                Window::Hop { slide, size } => Grid::new(slide, size),
+                Window::Session { .. } | Window::SessionUntil { .. } => {
+                    return Err(Error::Input("session windows are not supported yet".into()));
+                }
+            };
+            self.filters.push(first.below.iter().chain(&first.between).map(&mut register).collect());
+            self.stores.push(PaneStore::new(grid, set, print, members, pool, self.settings.all_finals));
+        }
+        self.expressions = expressions;
+        Ok(())
+    }
+
+    /// The queries, in the order of their indices.
+    pub fn queries(&self) -> &[Arc<Query>] {
+        &self.queries
+    }
+
+    /// The key set of a query: queries with equal keys share one, and its group ids.
+    pub fn key_set(&self, query: usize) -> usize {
+        self.stores[self.store_of[query]].key_set
+    }
+
+    /// Takes rows in offset order. `positions[i]` is an opaque place of row i, for evidence.
+    ///
+    /// # Errors
+    /// When the batch has another schema, or an aggregate fails; the engine is then not usable any more.
+    pub fn push(&mut self, batch: &RecordBatch, positions: &[i64], watch: &mut dyn Watch) -> Result<Output, Error> {
+        let mut out = Output::default();
+        let rows = batch.num_rows();
+        if positions.len() != rows {
+            return Err(Error::Input(format!("{} positions for {rows} rows", positions.len())));
+        }
+        if self.schema.as_ref().is_some_and(|s| s.fields() != batch.schema_ref().fields()) {
+            return Err(Error::Input("the batch has another schema than the queries were compiled against".into()));
+        }
+        for keys in &mut self.key_sets {
+            keys.thaw();
+        }
+        if rows == 0 {
+            return Ok(out);
+        }
+        let (times, valid) = self.times(batch)?;
+        let clocks = self.clock_ids(batch)?;
+        let (mut before, mut after) = (vec![NEVER; rows], vec![NEVER; rows]);
+        let mut begin: Vec<Micros> = self.clocks.list.iter().map(|c| c.watermark).collect();
+        for row in 0..rows {
+            let clock = &mut self.clocks.list[clocks[row] as usize];
+            before[row] = clock.watermark;
+            if valid[row] && times[row] > clock.high {
+                clock.high = times[row];
+                clock.watermark = clock.watermark.max(times[row].saturating_sub(self.settings.lateness));
+                clock.dirty = true;
+            }
+            after[row] = clock.watermark;
+            if !valid[row] {
+                out.null_time.push(row as u32);
+            }
+        }
+        self.null_time += out.null_time.len() as u64;
+        let finished: Vec<Micros> = self.clocks.list.iter().map(|c| c.finished).collect();
+
+        let values =
+            self.expressions.iter().map(|e| evaluate(e, batch, &mut self.errors)).collect::<Result<Vec<_>, _>>()?;
+        let selected = self.select(&values, &valid)?;
+        let mut groups = Vec::with_capacity(self.key_sets.len());
+        for (i, keys) in self.key_sets.iter_mut().enumerate() {
+            let mut needed = vec![false; rows];
+            for (store, rows) in self.stores.iter().zip(&selected) {
+                if store.key_set == i {
+                    rows.iter().for_each(|r| needed[*r as usize] = true);
+                }
+            }
+            let needed: Vec<u32> = (0..rows as u32).filter(|r| needed[*r as usize]).collect();
+            let columns: Vec<ArrayRef> = keys.columns.iter().map(|c| Arc::clone(&values[*c])).collect();
+            groups.push(keys.intern(&columns, &needed, &clocks, rows)?);
+        }
+        let view = Batch {
+            len: rows,
+            values: &values,
+            times: &times,
+            clocks: &clocks,
+            before: &before,
+            finished: &finished,
+            positions,
+            groups: &groups,
+        };
+
+        let grids: Vec<Grid> = self.stores.iter().filter(|s| s.hop).map(|s| s.grid).collect();
+        let mut late: Vec<Vec<u32>> = vec![Vec::new(); self.stores.len()];
+        let mut from = 0;
+        while from < rows {
+            let mut to = from;
+            let mut moved: BTreeMap<u32, Vec<(Micros, u32)>> = BTreeMap::new();
+            while to < rows {
+                let clock = clocks[to];
+                if to > from && valid[to] && times[to] <= before[to] {
+                    let since = begin[clock as usize];
+                    let fin = finished[clock as usize];
+                    if grids.iter().any(|g| changes_closed(g, times[to], before[to], since, fin)) {
+                        break;
+                    }
+                }
+                if after[to] != before[to] {
+                    moved.entry(clock).or_default().push((after[to], to as u32));
+                }
+                to += 1;
+            }
+            let moved: Vec<_> = moved.into_iter().collect();
+            self.sub_batch(&view, &selected, from..to, &moved, watch, &mut late, &mut out)?;
+            for (clock, steps) in &moved {
+                if let Some((watermark, _)) = steps.last() {
+                    begin[*clock as usize] = *watermark;
+                }
+            }
+            from = to;
+        }
+        self.report_late(&selected, late, &mut out);
+        self.sweep(&mut out);
+        Ok(out)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one step of push")]
+    fn sub_batch(
+        &mut self,
+        view: &Batch<'_>,
+        selected: &[Vec<u32>],
+        range: std::ops::Range<usize>,
+        moved: &[(u32, Vec<(Micros, u32)>)],
+        watch: &mut dyn Watch,
+        late: &mut [Vec<u32>],
+        out: &mut Output,
+    ) -> Result<(), Error> {
+        for (i, store) in self.stores.iter_mut().enumerate() {
+            let rows = &selected[i];
+            let rows = &rows[rows.partition_point(|r| (*r as usize) < range.start)
+                ..rows.partition_point(|r| (*r as usize) < range.end)];
+            store.apply(view, rows, &mut self.key_sets[store.key_set], &mut late[i])?;
+        }
+        let mut early: Vec<QueryRows> = Vec::new();
+        for store in &mut self.stores {
+            early.extend(store.early(&self.key_sets[store.key_set], &mut self.errors)?);
+        }
+        early.sort_by_key(|e| e.query);
+        if !early.is_empty() {
+            let mut wanted: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+            for (entry, row) in watch.select(&early) {
+                if let Some(rows) = early.get(entry)
+                    && let Some(group) = rows.group.get(row)
+                {
+                    wanted.entry(rows.query).or_default().push(*group);
+                }
+            }
+            for (query, mut picks) in wanted {
+                picks.sort_unstable();
+                picks.dedup();
+                let store = &mut self.stores[self.store_of[query]];
+                let Some(member) = store.members.iter().position(|m| m.index == query) else { continue };
+                let keys = &self.key_sets[store.key_set];
+                out.traces.extend(store.trace(member, &picks, keys, view, &mut self.errors)?);
+            }
+            out.early.extend(early);
+        }
+        let moves = Moves { moved, finished: view.finished, all: false };
+        self.close(&moves, out)
+    }
+
+    fn close(&mut self, moves: &Moves<'_>, out: &mut Output) -> Result<(), Error> {
+        if moves.moved.is_empty() {
+            return Ok(());
+        }
+        let (mut closed, mut empty) = (Vec::new(), Vec::new());
+        for store in &mut self.stores {
+            store.close(moves, &mut self.key_sets[store.key_set], &mut self.errors, &mut closed, &mut empty)?;
+        }
+        closed.sort_by_key(|c| c.query);
+        empty.sort_by_key(|e| e.query);
+        out.closed.extend(closed);
+        out.empty.extend(empty);
+        Ok(())
+    }
+
+    /// Moves one clock's watermark forward (never back) and closes what it passes.
+    pub fn advance(&mut self, clock: &str, watermark: Micros) -> Result<Output, Error> {
+        let mut out = Output::default();
+        for keys in &mut self.key_sets {
+            keys.thaw();
+        }
+        let id = self.clocks.id(clock);
+        let entry = &mut self.clocks.list[id as usize];
+        if watermark <= entry.watermark {
+            return Ok(out);
+        }
+        entry.watermark = watermark;
+        entry.dirty = true;
+        let finished: Vec<Micros> = self.clocks.list.iter().map(|c| c.finished).collect();
+        let moved = [(id, vec![(watermark, NO_ROW)])];
+        self.close(&Moves { moved: &moved, finished: &finished, all: false }, &mut out)?;
+        self.sweep(&mut out);
+        Ok(out)
+    }
+
+    /// Closes every window. Afterwards each watermark is the highest event time seen, and what was closed stays closed.
+    pub fn close_all(&mut self) -> Result<Output, Error> {
+        let mut out = Output::default();
+        for keys in &mut self.key_sets {
+            keys.thaw();
+        }
+        let finished: Vec<Micros> = self.clocks.list.iter().map(|c| c.finished).collect();
+        let moved: Vec<(u32, Vec<(Micros, u32)>)> =
+            (0..self.clocks.list.len() as u32).map(|c| (c, Vec::new())).collect();
+        self.close(&Moves { moved: &moved, finished: &finished, all: true }, &mut out)?;
+        for clock in &mut self.clocks.list {
+            clock.watermark = clock.watermark.max(clock.high);
+            clock.finished = clock.finished.max(clock.high);
+            clock.dirty = true;
+        }
+        self.sweep(&mut out);
+        Ok(out)
+    }
+
+    /// The watermark of a clock; `None` when it has seen nothing.
+    pub fn watermark(&self, clock: &str) -> Option<Micros> {
+        let id = self.clocks.find(clock)?;
+        Some(self.clocks.list[id as usize].watermark).filter(|w| *w != NEVER)
+    }
+
+    /// Every clock that has seen something: name, watermark, highest event time; in order of first sight.
+    pub fn watermarks(&self) -> impl Iterator<Item = (&str, Micros, Micros)> {
+        self.clocks.list.iter().filter(|c| c.watermark != NEVER).map(|c| (c.name.as_str(), c.watermark, c.high))
+    }
+
+    /// Sizes and counts.
+    pub fn stats(&self) -> Stats {
+        let mut stats = Stats {
+            keys: self.key_sets.iter().map(KeySet::len).sum(),
+            state_bytes: self.key_sets.iter().map(KeySet::size).sum(),
+            null_time: self.null_time,
+            expression_errors: self.errors,
+            ..Stats::default()
+        };
+        for store in &self.stores {
+            stats.state_bytes += store.pool.size();
+            stats.partly_late += store.partly_late;
+            stats.gap_rows += store.gap_rows;
+            stats.capped += store.pool.capped;
+        }
+        for (i, query) in self.queries.iter().enumerate() {
+            let store = &self.stores[self.store_of[i]];
+            stats.queries.push(QueryStats {
+                name: query.name().to_owned(),
+                open: store.pool.live(),
+                keys: store.held,
+                late: self.late[i],
+            });
+        }
+        stats
+    }
+
+    fn times(&self, batch: &RecordBatch) -> Result<(Vec<Micros>, Vec<bool>), Error> {
+        let column = batch
+            .column_by_name(&self.settings.time_column)
+            .and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>())
+            .ok_or_else(|| Error::Input(format!("{} is not a timestamp in microseconds", self.settings.time_column)))?;
+        let times: Vec<Micros> = column.values().to_vec();
+        let valid =
+            (0..times.len()).map(|i| column.is_valid(i) && times[i].unsigned_abs() < FAR.unsigned_abs()).collect();
+        Ok((times, valid))
+    }
+
+    fn clock_ids(&mut self, batch: &RecordBatch) -> Result<Vec<u32>, Error> {
+        let column = batch
+            .column_by_name(&self.settings.clock_column)
+            .ok_or_else(|| Error::Input(format!("there is no column {}", self.settings.clock_column)))?;
+        let mut ids: Vec<u32> = Vec::with_capacity(batch.num_rows());
+        for row in 0..batch.num_rows() {
+            let name = clock_text(column, row)?;
+            // neighbours often share a clock
+            let id = match ids.last() {
+                Some(last) if self.clocks.list[*last as usize].name == name => *last,
+                _ => self.clocks.id(name),
+            };
+            ids.push(id);
+        }
+        Ok(ids)
+    }
+
+    /// Per store, the rows its filters keep.
+    fn select(&self, values: &[ArrayRef], valid: &[bool]) -> Result<Vec<Vec<u32>>, Error> {
+        let mut out = Vec::with_capacity(self.stores.len());
+        for filters in &self.filters {
+            let masks = filters.iter().map(|f| boolean(&values[*f])).collect::<Result<Vec<_>, _>>()?;
+            let rows = (0..valid.len())
+                .filter(|row| valid[*row] && masks.iter().all(|m| m.value(*row) && m.is_valid(*row)))
+                .map(|row| row as u32)
+                .collect();
+            out.push(rows);
+        }
+        Ok(out)
+    }
+
+    fn report_late(&mut self, selected: &[Vec<u32>], late: Vec<Vec<u32>>, out: &mut Output) {
+        let mut by_row: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (store, rows) in late.into_iter().enumerate() {
+            for row in rows {
+                by_row.entry(row).or_default().push(store);
+            }
+        }
+        for (row, stores) in by_row {
+            let mut queries: Vec<u16> =
+                stores.iter().flat_map(|s| self.stores[*s].members.iter().map(|m| m.index as u16)).collect();
+            queries.sort_unstable();
+            for query in &queries {
+                self.late[*query as usize] += 1;
+            }
+            let takers = selected.iter().filter(|rows| rows.binary_search(&row).is_ok()).count();
+            out.late.push(Late { row, queries, everywhere: takers == stores.len() });
+        }
+    }
+
+    fn sweep(&mut self, out: &mut Output) {
+        for (i, keys) in self.key_sets.iter_mut().enumerate() {
+            out.freed.extend(keys.sweep().into_iter().map(|id| (i, id)));
+        }
+    }
+}
+
+/// Whether a row would change a pane of a window that closed after `since`.
+fn changes_closed(grid: &Grid, time: Micros, before: Micros, since: Micros, finished: Micros) -> bool {
+    let closed = closed_until(before, finished, grid.size);
+    let Some(open) = grid.first_end(time, closed) else { return false };
+    let Some(first) = grid.first_end(time, Micros::MIN) else { return false };
+    first != open && open - grid.slide > closed_until(since, finished, grid.size)
+}

@@ -1,0 +1,347 @@
+//! Slots of aggregate state, and the three things done with them: update with rows, merge, evaluate.
+//!
+//! A slot is the state of all aggregates of a store for one (group, pane), one session, or one tree node. No accumulator
+//! lives longer than a call: the touched slots' old state is merged into an empty accumulator first, then the rows are
+//! applied in order, then the new state is taken out. That order is what makes results independent of how batches are cut.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, BooleanArray, UInt32Array};
+use datafusion::arrow::compute::{and, take};
+use datafusion::arrow::datatypes::DataType;
+use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
+use datafusion::physical_expr::GroupsAccumulatorAdapter;
+use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
+
+use super::Error;
+use super::columns::States;
+use super::query::fingerprint;
+
+/// No slot.
+pub(super) const NO_SLOT: u32 = u32::MAX;
+/// A position range that nothing fed.
+pub(super) const NOTHING: (i64, i64) = (i64::MAX, i64::MIN);
+
+/// One aggregate of a store.
+pub(super) struct Aggregate {
+    pub(super) text: String,
+    pub(super) fingerprint: u64,
+    call: Arc<AggregateFunctionExpr>,
+    /// Indices into the engine's expressions.
+    pub(super) args: Vec<usize>,
+    pub(super) filter: Option<usize>,
+    accumulator: Box<dyn GroupsAccumulator>,
+    pub(super) states: States,
+    /// The value is the state itself.
+    direct: bool,
+}
+
+fn accumulator(call: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumulator>, Error> {
+    if call.groups_accumulator_supported() {
+        return Ok(call.create_groups_accumulator()?);
+    }
+    let call = Arc::clone(call);
+    Ok(Box::new(GroupsAccumulatorAdapter::new(move || call.create_accumulator())))
+}
+
+impl Aggregate {
+    pub(super) fn new(
+        text: &str,
+        call: &Arc<AggregateFunctionExpr>,
+        args: Vec<usize>,
+        filter: Option<usize>,
+    ) -> Result<Self, Error> {
+        let types: Vec<DataType> = call.state_fields()?.iter().map(|f| f.data_type().clone()).collect();
+        let plain = matches!(call.fun().name(), "sum" | "count" | "min" | "max") && !call.is_distinct();
+        let direct = plain && types.len() == 1 && types[0] == *call.field().data_type();
+        Ok(Self {
+            text: text.to_owned(),
+            fingerprint: fingerprint([text]),
+            call: Arc::clone(call),
+            args,
+            filter,
+            accumulator: accumulator(call)?,
+            states: States::new(types)?,
+            direct,
+        })
+    }
+
+    /// The state of a group that no row has fed, one row.
+    fn empty(&self) -> Result<Vec<ArrayRef>, Error> {
+        let mut fresh = accumulator(&self.call)?;
+        let states: Vec<ArrayRef> = self.states.types().iter().map(datafusion::arrow::array::new_empty_array).collect();
+        fresh.merge_batch(&states, &[], 1)?;
+        Ok(fresh.state(EmitTo::All)?)
+    }
+}
+
+/// The states some slots had before an update: rows of `arrays` belong to the locals in `locals`, ascending.
+pub(super) struct Old {
+    locals: Vec<u32>,
+    arrays: Vec<Vec<ArrayRef>>,
+}
+
+/// Rows to apply: `locals[i]` is the touched slot (index into read/write) that row `rows[i]` of the batch feeds.
+pub(super) struct Feed<'a> {
+    pub(super) rows: &'a [u32],
+    pub(super) locals: &'a [usize],
+    /// Rows of the batch.
+    pub(super) len: usize,
+    /// The engine's expressions over the batch.
+    pub(super) values: &'a [ArrayRef],
+}
+
+pub(super) struct Pool {
+    pub(super) aggregates: Vec<Aggregate>,
+    evidence: Vec<(i64, i64)>,
+    free: Vec<u32>,
+    live: usize,
+    /// Slots the state columns have room for.
+    capacity: usize,
+    cap: usize,
+    pub(super) capped: u64,
+}
+
+impl Pool {
+    pub(super) fn new(aggregates: Vec<Aggregate>, cap: usize) -> Self {
+        Self { aggregates, evidence: Vec::new(), free: Vec::new(), live: 0, capacity: 0, cap, capped: 0 }
+    }
+
+    pub(super) fn alloc(&mut self) -> u32 {
+        self.live += 1;
+        if let Some(slot) = self.free.pop() {
+            self.evidence[slot as usize] = NOTHING;
+            return slot;
+        }
+        let slot = self.evidence.len() as u32;
+        self.evidence.push(NOTHING);
+        if self.evidence.len() > self.capacity {
+            self.capacity = (self.capacity * 2).max(64);
+            for aggregate in &mut self.aggregates {
+                aggregate.states.resize(self.capacity);
+            }
+        }
+        slot
+    }
+
+    pub(super) fn release(&mut self, slot: u32) {
+        self.live -= 1;
+        for aggregate in &mut self.aggregates {
+            aggregate.states.clear(slot);
+        }
+        self.free.push(slot);
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.evidence.len()
+    }
+
+    pub(super) fn live(&self) -> usize {
+        self.live
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.evidence.capacity() * 16 + self.aggregates.iter().map(|a| a.states.size()).sum::<usize>()
+    }
+
+    pub(super) fn evidence(&self, slot: u32) -> (i64, i64) {
+        self.evidence[slot as usize]
+    }
+
+    pub(super) fn set_evidence(&mut self, slot: u32, evidence: (i64, i64)) {
+        self.evidence[slot as usize] = evidence;
+    }
+
+    pub(super) fn witness(&mut self, slot: u32, (lo, hi): (i64, i64)) {
+        let e = &mut self.evidence[slot as usize];
+        *e = (e.0.min(lo), e.1.max(hi));
+    }
+
+    /// New state of `write[i]` = state of `read[i]` (empty if [`NO_SLOT`]) then the rows with local i, in order. Evidence is
+    /// the caller's. Returns the old states when asked for.
+    pub(super) fn update(
+        &mut self,
+        read: &[u32],
+        write: &[u32],
+        feed: &Feed<'_>,
+        keep_old: bool,
+    ) -> Result<Option<Old>, Error> {
+        let groups = write.len();
+        let locals: Vec<u32> = (0..groups as u32).filter(|i| read[*i as usize] != NO_SLOT).collect();
+        let old_slots: Vec<u32> = locals.iter().map(|i| read[*i as usize]).collect();
+        let old_groups: Vec<usize> = locals.iter().map(|i| *i as usize).collect();
+        let whole = feed.rows.len() == feed.len;
+        let indices = UInt32Array::from(if whole { Vec::new() } else { feed.rows.to_vec() });
+        let mut taken: Vec<Option<ArrayRef>> = vec![None; feed.values.len()];
+        let mut fetch = |i: usize| -> Result<ArrayRef, Error> {
+            if whole {
+                return Ok(Arc::clone(&feed.values[i]));
+            }
+            if let Some(array) = &taken[i] {
+                return Ok(Arc::clone(array));
+            }
+            let array = take(&feed.values[i], &indices, None)?;
+            taken[i] = Some(Arc::clone(&array));
+            Ok(array)
+        };
+        let cap = self.cap;
+        let mut saved = Vec::new();
+        for aggregate in &mut self.aggregates {
+            let args = aggregate.args.iter().map(|i| fetch(*i)).collect::<Result<Vec<_>, _>>()?;
+            let filter = aggregate.filter.map(&mut fetch).transpose()?;
+            let mut filter = filter.as_ref().map(boolean).transpose()?.cloned();
+            let old = aggregate.states.gather(&old_slots)?;
+            if aggregate.states.any_capped() {
+                let open: BooleanArray = feed
+                    .locals
+                    .iter()
+                    .map(|l| Some(read[*l] == NO_SLOT || !aggregate.states.is_capped(read[*l])))
+                    .collect();
+                filter = Some(match filter {
+                    Some(f) => and(&f, &open)?,
+                    None => open,
+                });
+            }
+            if !old_slots.is_empty() {
+                aggregate.accumulator.merge_batch(&old, &old_groups, groups)?;
+            }
+            aggregate.accumulator.update_batch(&args, feed.locals, filter.as_ref(), groups)?;
+            let mut new = aggregate.accumulator.state(EmitTo::All)?;
+            let mut newly_capped = Vec::new();
+            if aggregate.states.grows() {
+                let sizes = aggregate.states.sizes(&new)?;
+                let over: Vec<usize> = (0..groups)
+                    .filter(|i| sizes[*i] > cap && (read[*i] == NO_SLOT || !aggregate.states.is_capped(read[*i])))
+                    .collect();
+                if !over.is_empty() {
+                    new = regrow(aggregate, &locals, &old, feed.locals, &args, filter.as_ref(), &over, &new, cap)?;
+                    newly_capped = over;
+                }
+                for (r, w) in read.iter().zip(write) {
+                    if *r != NO_SLOT && r != w {
+                        let capped = aggregate.states.is_capped(*r);
+                        aggregate.states.set_capped(*w, capped);
+                    }
+                }
+            }
+            aggregate.states.scatter(write, &new)?;
+            for local in newly_capped {
+                aggregate.states.set_capped(write[local], true);
+                self.capped += 1;
+            }
+            if keep_old {
+                saved.push(old);
+            }
+        }
+        Ok(keep_old.then_some(Old { locals, arrays: saved }))
+    }
+
+    /// Gives `slot` the state a local had before an update; false when it had none.
+    pub(super) fn revive(&mut self, old: &Old, local: usize, slot: u32) -> Result<bool, Error> {
+        let Ok(row) = old.locals.binary_search(&(local as u32)) else {
+            return Ok(false);
+        };
+        for (aggregate, arrays) in self.aggregates.iter_mut().zip(&old.arrays) {
+            let arrays: Vec<ArrayRef> = arrays.iter().map(|a| a.slice(row, 1)).collect();
+            aggregate.states.scatter(&[slot], &arrays)?;
+        }
+        Ok(true)
+    }
+
+    /// New state of `write[i]` = the states of the parts with group i, merged in the order given. Evidence too.
+    pub(super) fn merge(&mut self, parts: &[u32], groups: &[usize], write: &[u32]) -> Result<(), Error> {
+        if write.is_empty() {
+            return Ok(());
+        }
+        for aggregate in &mut self.aggregates {
+            aggregate.accumulator.merge_batch(&aggregate.states.gather(parts)?, groups, write.len())?;
+            let new = aggregate.accumulator.state(EmitTo::All)?;
+            if aggregate.states.any_capped() {
+                for (part, group) in parts.iter().zip(groups) {
+                    if aggregate.states.is_capped(*part) {
+                        aggregate.states.set_capped(write[*group], true);
+                    }
+                }
+            }
+            aggregate.states.scatter(write, &new)?;
+        }
+        let mut evidence = vec![NOTHING; write.len()];
+        for (part, group) in parts.iter().zip(groups) {
+            let (lo, hi) = self.evidence[*part as usize];
+            let e = &mut evidence[*group];
+            *e = (e.0.min(lo), e.1.max(hi));
+        }
+        for (slot, e) in write.iter().zip(evidence) {
+            self.evidence[*slot as usize] = e;
+        }
+        Ok(())
+    }
+
+    /// The value of aggregate `a` over each of `groups` unions of parts, merged in the order given. Every group has a part.
+    pub(super) fn evaluate(&mut self, a: usize, parts: &[u32], of: &[usize], groups: usize) -> Result<ArrayRef, Error> {
+        let aggregate = &mut self.aggregates[a];
+        let states = aggregate.states.gather(parts)?;
+        if aggregate.direct && parts.len() == groups {
+            return Ok(Arc::clone(&states[0]));
+        }
+        aggregate.accumulator.merge_batch(&states, of, groups)?;
+        Ok(aggregate.accumulator.evaluate(EmitTo::All)?)
+    }
+
+    /// Gives `slot` the state of a group that no row has fed, for aggregate `a`.
+    pub(super) fn reset(&mut self, a: usize, slot: u32) -> Result<(), Error> {
+        let empty = self.aggregates[a].empty()?;
+        self.aggregates[a].states.scatter(&[slot], &empty)
+    }
+}
+
+/// Feeds the groups in `over` row by row, stopping each at the first row that takes its state past the cap: where a capped
+/// state stops must not depend on how the batch was cut.
+#[expect(clippy::too_many_arguments, reason = "the parts of one update")]
+fn regrow(
+    aggregate: &mut Aggregate,
+    old_locals: &[u32],
+    old: &[ArrayRef],
+    locals: &[usize],
+    args: &[ArrayRef],
+    filter: Option<&BooleanArray>,
+    over: &[usize],
+    new: &[ArrayRef],
+    cap: usize,
+) -> Result<Vec<ArrayRef>, Error> {
+    use datafusion::arrow::compute::interleave;
+    let mut replaced: Vec<Vec<ArrayRef>> = Vec::with_capacity(over.len());
+    for group in over {
+        let mut state: Option<Vec<ArrayRef>> =
+            old_locals.binary_search(&(*group as u32)).ok().map(|row| old.iter().map(|a| a.slice(row, 1)).collect());
+        for (row, _) in locals.iter().enumerate().filter(|(_, l)| *l == group) {
+            if let Some(state) = &state {
+                aggregate.accumulator.merge_batch(state, &[0], 1)?;
+            }
+            let one: Vec<ArrayRef> = args.iter().map(|a| a.slice(row, 1)).collect();
+            let keep = filter.map(|f| f.slice(row, 1));
+            aggregate.accumulator.update_batch(&one, &[0], keep.as_ref(), 1)?;
+            let next = aggregate.accumulator.state(EmitTo::All)?;
+            let full = aggregate.states.sizes(&next)?.first().is_some_and(|s| *s > cap);
+            state = Some(next);
+            if full {
+                break;
+            }
+        }
+        replaced.push(state.unwrap_or_else(|| new.iter().map(|a| a.slice(*group, 1)).collect()));
+    }
+    let mut out = Vec::with_capacity(new.len());
+    for (column, array) in new.iter().enumerate() {
+        let mut sources: Vec<&dyn Array> = vec![array.as_ref()];
+        sources.extend(replaced.iter().map(|r| r[column].as_ref()));
+        let picks: Vec<(usize, usize)> =
+            (0..array.len()).map(|i| over.iter().position(|g| *g == i).map_or((0, i), |at| (at + 1, 0))).collect();
+        out.push(interleave(&sources, &picks)?);
+    }
+    Ok(out)
+}
+
+pub(super) fn boolean(array: &ArrayRef) -> Result<&BooleanArray, Error> {
+    use datafusion::arrow::array::AsArray;
+    array.as_boolean_opt().ok_or_else(|| Error::Input("a condition is not boolean".into()))
+}

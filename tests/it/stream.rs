@@ -1,0 +1,414 @@
+//! The engine against the batch oracle, and against itself under other cuts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{
+    Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    UInt32Array,
+};
+use datafusion::arrow::compute::{concat_batches, take_record_batch};
+use datafusion::arrow::datatypes::{DataType, Field, Float64Type, Schema, SchemaRef, TimeUnit};
+use datafusion::arrow::util::display::array_value_to_string;
+use proptest::prelude::*;
+use runwarden::stream::{Compiler, Engine, NoWatch, Output, Query, QueryRows, Settings, Watch};
+
+const S: i64 = 1_000_000;
+
+fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("event_time", DataType::Timestamp(TimeUnit::Microsecond, None), true),
+        Field::new("tenant_id", DataType::Utf8, true),
+        Field::new("k", DataType::Utf8, true),
+        Field::new("kind", DataType::Utf8, true),
+        Field::new("n", DataType::Int64, true),
+        Field::new("f", DataType::Float64, true),
+    ]))
+}
+
+fn settings(lateness: i64) -> Settings {
+    Settings { lateness, all_finals: true, non_negative: vec!["n".into(), "f".into()], ..Settings::default() }
+}
+
+#[derive(Debug, Clone)]
+struct Row {
+    time: Option<i64>,
+    tenant: u8,
+    key: Option<u8>,
+    kind: u8,
+    n: Option<i64>,
+    f: Option<f64>,
+}
+
+const KINDS: [&str; 4] = ["step", "step", "started", "end"];
+
+fn batch(rows: &[Row]) -> RecordBatch {
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(rows.iter().map(|r| r.time).collect::<TimestampMicrosecondArray>()),
+        Arc::new(rows.iter().map(|r| Some(format!("t{}", r.tenant))).collect::<StringArray>()),
+        Arc::new(rows.iter().map(|r| r.key.map(|k| format!("k{k}"))).collect::<StringArray>()),
+        Arc::new(rows.iter().map(|r| Some(KINDS[r.kind as usize])).collect::<StringArray>()),
+        Arc::new(rows.iter().map(|r| r.n).collect::<Int64Array>()),
+        Arc::new(rows.iter().map(|r| r.f).collect::<Float64Array>()),
+    ];
+    RecordBatch::try_new(schema(), columns).unwrap()
+}
+
+/// Rows in arrival order: time drifts forward, each row up to `disorder` behind it.
+fn rows(max: usize, disorder: i64, keys: u8) -> impl Strategy<Value = Vec<Row>> {
+    let row = (
+        0i64..3_000_000,
+        0i64..=disorder,
+        (0u8..2, prop::option::weighted(0.9, 0..keys)),
+        0u8..4,
+        prop::option::weighted(0.9, 0i64..100),
+        prop::option::weighted(0.9, 0u16..1000),
+        prop::bool::weighted(0.02),
+    );
+    (-100i64..100, prop::collection::vec(row, 1..max)).prop_map(|(start, list)| {
+        let mut now = start * S;
+        list.into_iter()
+            .map(|(step, behind, (tenant, key), kind, n, f, missing)| {
+                now += step;
+                // quarter seconds: many equal timestamps, exact boundaries
+                let time = (now - behind).div_euclid(250_000) * 250_000;
+                Row { time: (!missing).then_some(time), tenant, key, kind, n, f: f.map(|f| f64::from(f) / 8.0) }
+            })
+            .collect()
+    })
+}
+
+fn compile(sql: &str, settings: &Settings) -> Arc<Query> {
+    Arc::new(Compiler::new(schema(), settings).compile("q", sql).unwrap_or_else(|e| panic!("{sql}: {e:?}")))
+}
+
+/// Rows as text, sorted, floats rounded to nine digits.
+fn texts(batch: &RecordBatch) -> Vec<String> {
+    let mut out: Vec<String> = (0..batch.num_rows())
+        .map(|row| {
+            batch
+                .columns()
+                .iter()
+                .map(|c| match c.as_primitive_opt::<Float64Type>() {
+                    Some(f) if f.is_valid(row) => format!("{:.6e}", f.value(row)),
+                    _ => array_value_to_string(c, row).unwrap(),
+                })
+                .collect::<Vec<_>>()
+                .join("|")
+        })
+        .collect();
+    out.sort();
+    out
+}
+
+fn run_batch(query: &Query, rows: &[Row]) -> RecordBatch {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(query.run_batch(vec![batch(rows)])).unwrap()
+}
+
+fn finals(query: usize, schema: &SchemaRef, outputs: &[Output]) -> RecordBatch {
+    let parts: Vec<&RecordBatch> =
+        outputs.iter().flat_map(|o| &o.closed).filter(|c| c.query == query).map(|c| &c.rows).collect();
+    concat_batches(schema, parts).unwrap()
+}
+
+fn cut(rows: &[Row], cuts: &[usize]) -> Vec<(usize, usize)> {
+    let mut bounds: Vec<usize> = cuts.iter().map(|c| c % (rows.len() + 1)).collect();
+    bounds.extend([0, rows.len()]);
+    bounds.sort_unstable();
+    bounds.dedup();
+    bounds.windows(2).map(|w| (w[0], w[1])).collect()
+}
+
+fn feed(engine: &mut Engine, rows: &[Row], cuts: &[usize], watch: &mut dyn Watch) -> Vec<(usize, Output)> {
+    let whole = batch(rows);
+    cut(rows, cuts)
+        .into_iter()
+        .map(|(from, to)| {
+            let positions: Vec<i64> = (from as i64..to as i64).collect();
+            (from, engine.push(&whole.slice(from, to - from), &positions, watch).unwrap())
+        })
+        .collect()
+}
+
+const WINDOWS: [&str; 6] = [
+    "tumble(telemetry, event_time, INTERVAL '10 seconds')",
+    "tumble(telemetry, event_time, INTERVAL '7 seconds')",
+    "hop(telemetry, event_time, INTERVAL '2 seconds', INTERVAL '10 seconds')",
+    "hop(telemetry, event_time, INTERVAL '4 seconds', INTERVAL '10 seconds')",
+    "hop(telemetry, event_time, INTERVAL '10 seconds', INTERVAL '4 seconds')",
+    "hop(telemetry, event_time, INTERVAL '1 seconds', INTERVAL '90 seconds')",
+];
+const VALUES: [&str; 14] = [
+    "count(*)",
+    "sum(n)",
+    "sum(f)",
+    "max(n)",
+    "min(f)",
+    "avg(n)",
+    "count(distinct kind)",
+    "count(distinct n)",
+    "sum(n) FILTER (WHERE kind = 'step')",
+    "median(f)",
+    "approx_distinct(n)",
+    "bool_or(n > 50)",
+    "coalesce(sum(n), 0) + count(*) * 2",
+    "quantile(f, 0.95)",
+];
+const WHERES: [&str; 4] = ["", "WHERE k IS NOT NULL", "WHERE kind = 'step' AND n > 10", "WHERE k <> 'k1'"];
+const KEYS: [&str; 3] = ["tenant_id", "tenant_id, k", "tenant_id, k, n % 3"];
+const HAVINGS: [&str; 4] =
+    ["", "HAVING count(*) > 2", "HAVING sum(n) < 100", "HAVING window_end > TIMESTAMP '1970-01-01T00:00:20'"];
+
+fn sql(windows: &'static [&'static str]) -> impl Strategy<Value = String> {
+    (
+        prop::sample::select(windows),
+        prop::sample::subsequence(VALUES.to_vec(), 1..4),
+        prop::sample::select(&WHERES[..]),
+        prop::sample::select(&KEYS[..]),
+        prop::sample::select(&HAVINGS[..]),
+    )
+        .prop_map(|(window, values, filter, keys, having)| {
+            let extra: Vec<String> = values.iter().enumerate().skip(1).map(|(i, v)| format!(", {v} AS x{i}")).collect();
+            format!(
+                "SELECT {keys}, window_start, window_end, {} AS value{} FROM {window} {filter} GROUP BY {keys}, window_start, window_end {having}",
+                values[0],
+                extra.concat()
+            )
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn finals_of_panes_equal_the_batch_query(
+        rows in rows(120, 20 * S, 4),
+        list in prop::collection::vec(sql(&WINDOWS), 1..4),
+        cuts in prop::collection::vec(0usize..1000, 0..6),
+    ) {
+        let settings = settings(20 * S);
+        let queries: Vec<_> = list.iter().map(|q| compile(q, &settings)).collect();
+        let mut engine = Engine::new(queries.clone(), settings).unwrap();
+        let mut outputs: Vec<Output> = feed(&mut engine, &rows, &cuts, &mut NoWatch).into_iter().map(|o| o.1).collect();
+        outputs.push(engine.close_all().unwrap());
+        prop_assert!(outputs.iter().all(|o| o.late.is_empty()), "all rows are within the lateness");
+        for (i, query) in queries.iter().enumerate() {
+            let got = texts(&finals(i, query.output_schema(), &outputs));
+            let want = texts(&run_batch(query, &rows));
+            prop_assert_eq!(got, want, "{}", list[i]);
+        }
+        prop_assert_eq!(engine.stats().keys, 0, "everything closed and freed");
+        prop_assert!(engine.stats().queries.iter().all(|q| q.open == 0 && q.keys == 0));
+    }
+}
+
+/// All finals with the input row that closed each, late rows and empties, as text: equal for every cut.
+fn story(outputs: &[(usize, Output)]) -> Vec<String> {
+    let mut out = Vec::new();
+    let row =
+        |from: usize, at: u32| if at == u32::MAX { "end".to_owned() } else { format!("{:05}", from + at as usize) };
+    for (from, o) in outputs {
+        for c in &o.closed {
+            for i in 0..c.at.len() {
+                let text = c
+                    .rows
+                    .columns()
+                    .iter()
+                    .map(|col| array_value_to_string(col, i).unwrap())
+                    .collect::<Vec<_>>()
+                    .join("|");
+                out.push(format!(
+                    "{} closed {} {text} {:?} {:?} {}",
+                    row(*from, c.at[i]),
+                    c.query,
+                    c.window[i],
+                    c.evidence[i],
+                    c.complete[i]
+                ));
+            }
+        }
+        for e in &o.empty {
+            for i in 0..e.at.len() {
+                let key = e
+                    .keys
+                    .columns()
+                    .iter()
+                    .map(|col| array_value_to_string(col, i).unwrap())
+                    .collect::<Vec<_>>()
+                    .join("|");
+                out.push(format!("{} empty {} {key} {:?}", row(*from, e.at[i]), e.query, e.window[i]));
+            }
+        }
+        for l in &o.late {
+            out.push(format!("{} late {:?} {}", row(*from, l.row), l.queries, l.everywhere));
+        }
+    }
+    out.sort();
+    out
+}
+
+/// Asks for the history of every group.
+struct All;
+impl Watch for All {
+    fn select(&mut self, early: &[QueryRows]) -> Vec<(usize, usize)> {
+        early.iter().enumerate().flat_map(|(e, rows)| (0..rows.group.len()).map(move |r| (e, r))).collect()
+    }
+}
+
+fn traces(outputs: &[(usize, Output)]) -> Vec<String> {
+    let mut out = Vec::new();
+    for (from, o) in outputs {
+        for t in &o.traces {
+            for i in 0..t.steps.at.len() {
+                let text = t
+                    .steps
+                    .rows
+                    .columns()
+                    .iter()
+                    .map(|c| array_value_to_string(c, i).unwrap())
+                    .collect::<Vec<_>>()
+                    .join("|");
+                out.push(format!(
+                    "{:05} {} {text} {:?} {:?}",
+                    from + t.steps.at[i] as usize,
+                    t.query,
+                    t.steps.window[i],
+                    t.steps.evidence[i]
+                ));
+            }
+        }
+    }
+    out.sort();
+    out
+}
+
+fn check_cuts(
+    list: &[String],
+    rows: &[Row],
+    cuts: &[usize],
+    lateness: i64,
+    all_finals: bool,
+) -> Result<(), TestCaseError> {
+    let settings = Settings { all_finals, ..settings(lateness) };
+    let queries: Vec<_> = list.iter().map(|q| compile(q, &settings)).collect();
+    let run = |cuts: &[usize]| {
+        let mut engine = Engine::new(queries.clone(), settings.clone()).unwrap();
+        let mut outputs = feed(&mut engine, rows, cuts, &mut All);
+        outputs.push((0, engine.close_all().unwrap()));
+        outputs
+    };
+    let ones: Vec<usize> = (0..rows.len()).collect();
+    let by_one = run(&ones);
+    for other in [run(&[]), run(cuts)] {
+        prop_assert_eq!(story(&by_one), story(&other));
+        prop_assert_eq!(traces(&by_one), traces(&other));
+    }
+    // early results of single rows are the largest value of the row's trace
+    for (_, o) in &by_one {
+        for early in &o.early {
+            let value = queries[early.query].value_column().unwrap();
+            for i in 0..early.at.len() {
+                let best = o
+                    .traces
+                    .iter()
+                    .filter(|t| t.query == early.query && t.group == early.group[i])
+                    .flat_map(|t| {
+                        (0..t.steps.at.len()).map(|s| (number(t.steps.rows.column(value), s), t.steps.window[s]))
+                    })
+                    .reduce(|a, b| if b.0 > a.0 || (b.0 == a.0 && b.1.1 < a.1.1) { b } else { a });
+                prop_assert_eq!(best, Some((number(early.rows.column(value), i), early.window[i])));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn number(column: &ArrayRef, row: usize) -> f64 {
+    if column.is_null(row) { -1.0 } else { array_value_to_string(column, row).unwrap().parse().unwrap() }
+}
+
+const EXACT: [&str; 7] =
+    ["count(*)", "sum(n)", "max(n)", "count(distinct n)", "sum(f)", "quantile(f, 0.5)", "coalesce(sum(n), 0) + 1"];
+
+fn exact_sql(windows: &'static [&'static str]) -> impl Strategy<Value = String> {
+    (prop::sample::select(windows), prop::sample::select(&EXACT[..]), prop::sample::select(&WHERES[..]), prop::sample::select(&KEYS[..2]), prop::sample::select(&HAVINGS[..2]))
+        .prop_map(|(window, value, filter, keys, having)| {
+            format!("SELECT {keys}, window_start, window_end, {value} AS value FROM {window} {filter} GROUP BY {keys}, window_start, window_end {having}")
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn cuts_of_the_input_change_nothing(
+        rows in rows(80, 25 * S, 3),
+        list in prop::collection::vec(exact_sql(&WINDOWS), 1..4),
+        cuts in prop::collection::vec(0usize..1000, 0..6),
+        lateness in prop::sample::select(vec![0, 3 * S, 8 * S]),
+        all_finals: bool,
+    ) {
+        check_cuts(&list, &rows, &cuts, lateness, all_finals)?;
+    }
+
+    #[test]
+    fn a_late_row_counts_in_the_windows_still_open(
+        rows in rows(120, 30 * S, 2),
+        lateness in prop::sample::select(vec![0, 2 * S, 9 * S]),
+        cuts in prop::collection::vec(0usize..1000, 0..6),
+    ) {
+        let settings = settings(lateness);
+        let (slide, size) = (2 * S, 10 * S);
+        let query = compile("SELECT tenant_id, k, window_start, window_end, count(*) AS value FROM \
+            hop(telemetry, event_time, INTERVAL '2 seconds', INTERVAL '10 seconds') GROUP BY tenant_id, k, window_start, window_end", &settings);
+        let mut engine = Engine::new(vec![Arc::clone(&query)], settings).unwrap();
+        let mut outputs: Vec<Output> = feed(&mut engine, &rows, &cuts, &mut NoWatch).into_iter().map(|o| o.1).collect();
+        outputs.push(engine.close_all().unwrap());
+        let mut high: BTreeMap<u8, i64> = BTreeMap::new();
+        let mut want: BTreeMap<(String, i64), i64> = BTreeMap::new();
+        let mut late = 0;
+        for row in &rows {
+            let Some(time) = row.time else { continue };
+            let watermark = high.get(&row.tenant).map(|h| h - lateness);
+            let mut start = time.div_euclid(slide) * slide;
+            let mut open = 0;
+            while start > time - size {
+                if watermark.is_none_or(|w| start + size > w) {
+                    open += 1;
+                    *want.entry((format!("t{}|{}", row.tenant, row.key.map(|k| format!("k{k}")).unwrap_or_default()), start + size)).or_default() += 1;
+                }
+                start -= slide;
+            }
+            late += usize::from(open == 0);
+            let h = high.entry(row.tenant).or_insert(time);
+            *h = (*h).max(time);
+        }
+        let got: BTreeMap<(String, i64), i64> = outputs.iter().flat_map(|o| &o.closed).flat_map(|c| (0..c.at.len()).map(move |i| {
+            let text = |n: usize| array_value_to_string(c.rows.column(n), i).unwrap();
+            ((format!("{}|{}", text(0), text(1)), c.window[i].1), text(4).parse().unwrap())
+        })).collect();
+        prop_assert_eq!(got, want);
+        prop_assert_eq!(outputs.iter().map(|o| o.late.len()).sum::<usize>(), late);
+    }
+}
+
+#[test]
+fn a_row_is_taken_late_or_without_time() {
+    let settings = settings(0);
+    let query = compile(
+        "SELECT tenant_id, window_start, window_end, count(*) AS value FROM tumble(telemetry, event_time, INTERVAL '10 seconds') GROUP BY tenant_id, window_start, window_end",
+        &settings,
+    );
+    let mut engine = Engine::new(vec![query], settings).unwrap();
+    let row = |time: Option<i64>| Row { time, tenant: 0, key: None, kind: 0, n: None, f: None };
+    let rows = [row(Some(5 * S)), row(None), row(Some(10 * S)), row(Some(9 * S)), row(Some(10 * S))];
+    let out = engine.push(&batch(&rows), &[0, 1, 2, 3, 4], &mut NoWatch).unwrap();
+    assert_eq!(out.null_time, vec![1]);
+    assert_eq!(out.late.len(), 1);
+    assert_eq!((out.late[0].row, out.late[0].everywhere), (3, true), "9 s belongs to a window that closed at 10 s");
+    assert_eq!(out.closed[0].at, vec![2], "the row at 10 s closes [0, 10)");
+    let closed = engine.advance("t0", 20 * S).unwrap();
+    assert_eq!(closed.closed[0].evidence, vec![(2, 4)]);
+    assert_eq!(closed.freed.len(), 1);
+    let _ = take_record_batch(&closed.closed[0].rows, &UInt32Array::from(vec![0])).unwrap();
+}
