@@ -105,3 +105,48 @@ fn the_default_metrics_listed_are_those_that_ship() {
         metrics.iter().map(|m| (m.name.clone(), m.scope.name().to_owned())).collect();
     assert_eq!(listed, shipped);
 }
+
+/// (section.key, default) of every line `#key = value` of the shipped configuration.
+fn shipped_keys() -> BTreeMap<String, String> {
+    let text = read("config/runwarden.toml");
+    let mut section = "";
+    let mut found = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']');
+        } else if let Some((key, value)) = line.strip_prefix('#').and_then(|l| l.split_once(" = ")) {
+            let is_key = key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            if is_key {
+                found.insert(format!("{section}.{key}"), value.to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_defaults_in_the_manual_are_those_of_the_shipped_configuration() {
+    let shipped = shipped_keys();
+    let mut rows = 0;
+    for line in read("docs/configuration.md").lines() {
+        let Some((key, rest)) = line.strip_prefix("| `").and_then(|l| l.split_once("` | ")) else { continue };
+        let default = rest.split(" | ").next().unwrap();
+        rows += 1;
+        let known = shipped.get(key).unwrap_or_else(|| panic!("{key} does not exist"));
+        if key != "kafka.slot" {
+            assert_eq!(default.trim_matches('`'), known, "{key}");
+        }
+    }
+    assert!(rows > 25, "{rows} rows");
+}
+
+#[test]
+fn the_shipped_configuration_is_the_defaults() {
+    let uncommented: String = read("config/runwarden.toml")
+        .lines()
+        .filter(|l| l.starts_with('[') || !l.starts_with('#'))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    let config = runwarden::config::Config::from_toml(&uncommented, "config/runwarden.toml", []).unwrap();
+    assert_eq!(config, runwarden::config::Config::default());
+}
