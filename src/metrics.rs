@@ -5,7 +5,10 @@
 //! model name can never become a label; every counter stands at 0 for its known labels from the start.
 
 pub mod family;
+mod holdings;
 pub mod labels;
+
+pub use self::holdings::Held;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -40,6 +43,7 @@ pub fn revision() -> &'static str {
 pub struct Metrics {
     registry: Registry,
     names: Arc<Names>,
+    holdings: holdings::Holdings,
     config: GaugeVec,
     config_hash: Mutex<String>,
 
@@ -57,7 +61,7 @@ pub struct Metrics {
     pub duplicates: IntCounter,
     /// Rows too late for at least one window, by metric.
     pub late_rows: CountersByMetric,
-    /// Windows open now, by metric.
+    /// Windows open now, by metric; set by [`Metrics::hold`].
     pub windows_open: GaugesByMetric,
     /// Windows closed with a final result, by metric.
     pub windows_closed: CountersByMetric,
@@ -85,7 +89,7 @@ pub struct Metrics {
     pub lag: GaugesByPartition,
     /// By how much the last processed telemetry record of an owned partition is older than the newest; 0 at the end.
     pub lag_age: AgesByPartition,
-    /// Oldest watermark among live tenants, as an age in seconds.
+    /// Oldest watermark among live tenants, as an age in seconds; set by [`Metrics::hold`].
     pub watermark_age: Gauge,
     /// Transactions, by outcome.
     pub transactions: Family<TransactionOutcome>,
@@ -113,9 +117,9 @@ pub struct Metrics {
     pub checkpoint_records: IntCounter,
     /// Bytes written to the checkpoint topic (keys and values).
     pub checkpoint_bytes: IntCounter,
-    /// Bytes of state held, all owned partitions.
+    /// Bytes of state held, all owned partitions; set by [`Metrics::hold`].
     pub state_bytes: IntGauge,
-    /// Keys (runs, agents, windows …) live in the state, all owned partitions.
+    /// Keys (runs, agents, windows …) live in the state, all owned partitions; set by [`Metrics::hold`].
     pub live_keys: IntGauge,
     /// Times the Kafka clients were rebuilt after a fatal error.
     pub restarts: IntCounter,
@@ -132,6 +136,7 @@ impl Metrics {
         let n = &names;
         let built = Self {
             registry: registry.clone(),
+            holdings: holdings::Holdings::default(),
             config: gauge_vec(
                 r,
                 "runwarden_config_info",

@@ -8,6 +8,7 @@
 
 mod demo_traffic;
 mod determinism;
+mod manual;
 mod observability;
 mod real_hour;
 mod stream;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 /// What each room may name in `crate::` paths, besides itself. `kafka::core` is the contract between shell and core.
 const WALLS: &[(&str, &[&str])] = &[
     ("clock", &[]),
-    ("config", &["clock"]),
-    ("logging", &[]),
+    ("config", &["clock", "logging", "telemetry"]),
+    ("logging", &["clock", "config"]),
     ("metrics", &["clock"]),
     ("telemetry", &["clock"]),
     ("stream", &["clock"]),
@@ -94,7 +94,10 @@ fn no_room_imports_across_a_wall() {
     files(&src, &mut found);
     let mut broken: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for path in &found {
-        let trespasses = trespasses(&room(path, &src), &fs::read_to_string(path).unwrap());
+        // unit tests may borrow: what ships may not
+        let source = fs::read_to_string(path).unwrap();
+        let shipped = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let trespasses = if path.ends_with("tests.rs") { Vec::new() } else { trespasses(&room(path, &src), shipped) };
         if !trespasses.is_empty() {
             broken.insert(path.strip_prefix(&src).unwrap().display().to_string(), trespasses);
         }
