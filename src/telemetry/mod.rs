@@ -7,6 +7,7 @@
 mod dead;
 mod decode;
 mod encode;
+pub mod files;
 mod money;
 mod murmur;
 mod parse;
