@@ -1,1 +1,2 @@
 //! Behaviour tests: one binary, one module per behaviour.
+mod telemetry;
