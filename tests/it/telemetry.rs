@@ -1,5 +1,7 @@
 //! Recorded telemetry through the shipped configuration: nothing lost, nothing twice, nothing forbidden.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
