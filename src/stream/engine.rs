@@ -168,7 +168,7 @@ impl Engine {
                         None => {
                             let args = call.args.iter().map(&mut register).collect();
                             let filter = call.filter.as_ref().map(&mut register);
-                            aggregates.push(Aggregate::new(&call.text, &call.call, args, filter)?);
+                            aggregates.push(Aggregate::new(call, args, filter)?);
                             aggregates.len() - 1
                         }
                     };
