@@ -566,6 +566,11 @@ impl PaneStore {
         }
     }
 
+    /// Every slot that holds a pane.
+    pub(super) fn live_slots(&self) -> Vec<u32> {
+        self.groups.iter().flat_map(|g| g.panes.iter().map(|p| p.slot)).collect()
+    }
+
     /// Takes back a pane; its state is filled in by the caller.
     pub(super) fn restore_pane(&mut self, group: u32, start: Micros, changed: Micros, keys: &mut KeySet) -> u32 {
         self.stamp += 1;
@@ -590,11 +595,11 @@ impl PaneStore {
             let bound = closed(keys.clock(group), self.grid.size);
             g.changes.retain(|c| *c > bound);
             if every && hop {
-                // every window is looked at: the next one after those already closed
-                let next = (bound - self.grid.size).div_euclid(self.grid.slide).saturating_add(1) * self.grid.slide
-                    + self.grid.size;
-                let first = g.panes.first().and_then(|p| self.grid.first_end(p.start, bound)).unwrap_or(next);
-                if let Err(i) = g.changes.binary_search(&first) {
+                // every window is looked at; when none of the oldest pane's is open, the next one is where it leaves
+                let first = g.panes.first().and_then(|p| self.grid.first_end(p.start, bound));
+                if let Some(first) = first
+                    && let Err(i) = g.changes.binary_search(&first)
+                {
                     g.changes.insert(i, first);
                 }
             }
