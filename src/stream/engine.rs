@@ -126,7 +126,7 @@ impl Store {
     /// (panes or open sessions, keys)
     fn open(&self) -> (usize, usize) {
         match self {
-            Self::Panes(s) => (s.pool.live(), s.held),
+            Self::Panes(s) => (s.open, s.held),
             Self::Sessions(s) => (s.sessions, s.held),
         }
     }

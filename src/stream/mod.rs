@@ -28,6 +28,7 @@ mod reject;
 mod sessions;
 mod sql;
 mod time;
+mod tree;
 mod window;
 
 pub use compile::{CompileError, Compiler};

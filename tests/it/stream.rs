@@ -56,8 +56,12 @@ fn batch(rows: &[Row]) -> RecordBatch {
 
 /// Rows in arrival order: time drifts forward, each row up to `disorder` behind it.
 fn rows(max: usize, disorder: i64, keys: u8) -> impl Strategy<Value = Vec<Row>> {
+    rows_every(3_000_000, max, disorder, keys)
+}
+
+fn rows_every(step: i64, max: usize, disorder: i64, keys: u8) -> impl Strategy<Value = Vec<Row>> {
     let row = (
-        0i64..3_000_000,
+        0i64..step,
         0i64..=disorder,
         (0u8..2, prop::option::weighted(0.9, 0..keys)),
         0u8..4,
@@ -657,4 +661,46 @@ fn list_like_state_stops_at_its_cap_at_the_same_row_for_every_cut() {
     assert_eq!(whole, run(&[13, 50, 51, 52]));
     assert!(whole.0.iter().all(|line| line.ends_with("false") || line.contains("empty")), "{:?}", whole.0);
     assert!(whole.0.iter().any(|line| line.contains("|100 ")), "other aggregates go on");
+}
+
+/// 180 panes a window: folded through the tree once a group is dense.
+const LONG: [&str; 1] = ["hop(telemetry, event_time, INTERVAL '1 seconds', INTERVAL '180 seconds')"];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn windows_of_many_panes_equal_the_batch_query_for_every_cut(
+        rows in rows_every(2_000_000, 260, 6 * S, 1).prop_filter("dense", |r| r.len() > 200),
+        value in prop::sample::select(vec!["sum(f)", "sum(n)", "max(n)", "quantile(f, 0.9)", "count(distinct kind)"]),
+        cuts in prop::collection::vec(0usize..1000, 0..6),
+        all_finals: bool,
+    ) {
+        let sql = format!("SELECT tenant_id, window_start, window_end, {value} AS value FROM {} GROUP BY tenant_id, window_start, window_end", LONG[0]);
+        let settings = Settings { all_finals, ..settings(6 * S) };
+        let query = compile(&sql, &settings);
+        let run = |cuts: &[usize], watch: &mut dyn Watch| {
+            let mut engine = Engine::new(vec![Arc::clone(&query)], settings.clone()).unwrap();
+            let mut outputs = feed(&mut engine, &rows, cuts, watch);
+            outputs.push((0, engine.close_all().unwrap()));
+            assert_eq!(engine.stats().keys, 0);
+            outputs
+        };
+        let ones: Vec<usize> = (0..rows.len()).collect();
+        let by_one = run(&ones, &mut NoWatch);
+        prop_assert_eq!(story(&by_one), story(&run(&cuts, &mut NoWatch)));
+        if all_finals {
+            let outputs: Vec<Output> = by_one.into_iter().map(|o| o.1).collect();
+            prop_assert_eq!(texts(&finals(0, query.output_schema(), &outputs)), texts(&run_batch(&query, &rows)));
+        } else {
+            // the last rows only: a trace of 180 windows a row is long
+            let tail = rows.len() - 25;
+            let some = |cuts: &[usize]| {
+                let mut engine = Engine::new(vec![Arc::clone(&query)], settings.clone()).unwrap();
+                feed(&mut engine, &rows[..tail], &[], &mut NoWatch);
+                traces(&feed(&mut engine, &rows[tail..], cuts, &mut All))
+            };
+            prop_assert_eq!(some(&ones), some(&cuts));
+        }
+    }
 }
