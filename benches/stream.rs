@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group};
 use datafusion::arrow::array::{
-    ArrayRef, Decimal128Array, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, new_null_array,
+    ArrayRef, Decimal128Array, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    new_null_array,
 };
 use runwarden::stream::{Compiler, Engine, NoWatch, Query, Settings};
 use runwarden::telemetry::schema::{SCHEMA, col};
@@ -48,8 +49,11 @@ fn batches(count: usize, rate: i64) -> Vec<RecordBatch> {
                     now - i64::try_from(dice.below(2_000_000)).unwrap_or(0)
                 })
                 .collect();
-            let text = |f: &dyn Fn(u64) -> String| -> ArrayRef { Arc::new(runs.iter().map(|r| Some(f(*r))).collect::<StringArray>()) };
-            let mut columns: Vec<ArrayRef> = SCHEMA.fields().iter().map(|f| new_null_array(f.data_type(), ROWS)).collect();
+            let text = |f: &dyn Fn(u64) -> String| -> ArrayRef {
+                Arc::new(runs.iter().map(|r| Some(f(*r))).collect::<StringArray>())
+            };
+            let mut columns: Vec<ArrayRef> =
+                SCHEMA.fields().iter().map(|f| new_null_array(f.data_type(), ROWS)).collect();
             columns[col::EVENT_TIME] = Arc::new(TimestampMicrosecondArray::from(times));
             columns[col::EVENT_TYPE] = Arc::new(StringArray::from(kinds));
             columns[col::TENANT_ID] = text(&|r| format!("tenant-{:03}", r % 100));
@@ -58,15 +62,19 @@ fn batches(count: usize, rate: i64) -> Vec<RecordBatch> {
             columns[col::API_KEY_ID] = text(&|r| format!("key-{:04}", r % 400));
             columns[col::HUMAN_ACTOR_ID] = text(&|r| format!("human-{:04}", r % 2_000));
             columns[col::PROVIDER] = text(&|r| format!("provider-{}", r % 5));
-            columns[col::TOTAL_TOKENS] = Arc::new((0..ROWS).map(|_| i64::try_from(dice.below(4_000)).ok()).collect::<Int64Array>());
-            columns[col::LATENCY_MS] = Arc::new((0..ROWS).map(|_| i64::try_from(dice.below(9_000)).ok()).collect::<Int64Array>());
+            columns[col::TOTAL_TOKENS] =
+                Arc::new((0..ROWS).map(|_| i64::try_from(dice.below(4_000)).ok()).collect::<Int64Array>());
+            columns[col::LATENCY_MS] =
+                Arc::new((0..ROWS).map(|_| i64::try_from(dice.below(9_000)).ok()).collect::<Int64Array>());
             let cost: Decimal128Array = (0..ROWS).map(|_| Some(i128::from(dice.below(1_000_000)))).collect();
-            columns[col::COST_USD] = Arc::new(cost.with_precision_and_scale(18, 9).unwrap_or_else(|_| unreachable!("18 digits hold it")));
+            columns[col::COST_USD] =
+                Arc::new(cost.with_precision_and_scale(18, 9).unwrap_or_else(|_| unreachable!("18 digits hold it")));
             columns[col::COST_PROVENANCE] = text(&|_| "reported".to_owned());
             let scores: Float64Array = (0..ROWS).map(|_| Some(dice.below(1_000) as f64 / 1_000.0)).collect();
             columns[col::RISK_SCORE] = Arc::new(scores.clone());
             columns[col::ANOMALY_SCORE] = Arc::new(scores);
-            RecordBatch::try_new(Arc::clone(&SCHEMA), columns).unwrap_or_else(|e| unreachable!("the columns fit the schema: {e}"))
+            RecordBatch::try_new(Arc::clone(&SCHEMA), columns)
+                .unwrap_or_else(|e| unreachable!("the columns fit the schema: {e}"))
         })
         .collect()
 }
@@ -95,7 +103,9 @@ fn metric_files() -> Vec<(String, String)> {
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|e| Some((e.path().file_stem()?.to_string_lossy().into_owned(), std::fs::read_to_string(e.path()).ok()?)))
+        .filter_map(|e| {
+            Some((e.path().file_stem()?.to_string_lossy().into_owned(), std::fs::read_to_string(e.path()).ok()?))
+        })
         .collect();
     files.sort();
     files
@@ -105,13 +115,20 @@ fn push(c: &mut Criterion) {
     let group_by = "GROUP BY tenant_id, agent_id, window_start, window_end";
     let select = "SELECT tenant_id, agent_id, window_start, window_end, sum(total_tokens) AS value FROM";
     let mut jobs: Vec<(&str, Vec<Arc<Query>>)> = vec![
-        ("tumble_1m_by_agent", vec![compile("t", &format!("{select} tumble(telemetry, event_time, INTERVAL '1 minute') {group_by}"))]),
+        (
+            "tumble_1m_by_agent",
+            vec![compile("t", &format!("{select} tumble(telemetry, event_time, INTERVAL '1 minute') {group_by}"))],
+        ),
         (
             "hop_10s_5m_by_agent",
-            vec![compile("h", &format!("{select} hop(telemetry, event_time, INTERVAL '10 seconds', INTERVAL '5 minutes') {group_by}"))],
+            vec![compile(
+                "h",
+                &format!("{select} hop(telemetry, event_time, INTERVAL '10 seconds', INTERVAL '5 minutes') {group_by}"),
+            )],
         ),
     ];
-    let metrics: Vec<(String, Arc<Query>)> = metric_files().into_iter().map(|(name, sql)| (name.clone(), compile(&name, &sql))).collect();
+    let metrics: Vec<(String, Arc<Query>)> =
+        metric_files().into_iter().map(|(name, sql)| (name.clone(), compile(&name, &sql))).collect();
     jobs.push(("run_tokens", metrics.iter().filter(|(n, _)| n == "run_tokens").map(|(_, q)| Arc::clone(q)).collect()));
     jobs.push(("all_metrics", metrics.into_iter().map(|(_, q)| q).collect()));
     let input = batches(48, 10_000);
@@ -143,7 +160,11 @@ fn dense_and_sparse(count: usize, rate: i64) -> Vec<RecordBatch> {
             let keys: StringArray = (0..ROWS)
                 .map(|_| {
                     let sparse = dice.below(10) == 0;
-                    Some(if sparse { format!("sparse-{}", dice.below(10_000)) } else { format!("dense-{}", dice.below(100)) })
+                    Some(if sparse {
+                        format!("sparse-{}", dice.below(10_000))
+                    } else {
+                        format!("dense-{}", dice.below(100))
+                    })
                 })
                 .collect();
             let tenants: StringArray = (0..ROWS).map(|_| Some("tenant")).collect();
@@ -189,7 +210,8 @@ fn window_length() {
             let mut engine = engine(&[query(size)]);
             feed(&mut engine, &warm, &positions);
             let last = engine.watermarks().next().map_or(0, |w| w.2);
-            let shifted: Vec<RecordBatch> = fast.iter().map(|b| shift(b, last + 3 * SECOND - 1_800_000_000 * SECOND)).collect();
+            let shifted: Vec<RecordBatch> =
+                fast.iter().map(|b| shift(b, last + 3 * SECOND - 1_800_000_000 * SECOND)).collect();
             let start = Instant::now();
             black_box(feed(&mut engine, &shifted, &positions));
             best = best.min(start.elapsed().as_secs_f64() / (60 * ROWS) as f64);
@@ -214,7 +236,8 @@ fn shift(batch: &RecordBatch, by: i64) -> RecordBatch {
     use datafusion::arrow::datatypes::TimestampMicrosecondType;
     let times = batch.column(col::EVENT_TIME).as_primitive::<TimestampMicrosecondType>();
     let mut columns = batch.columns().to_vec();
-    columns[col::EVENT_TIME] = Arc::new(times.values().iter().map(|t| Some(t + by)).collect::<TimestampMicrosecondArray>());
+    columns[col::EVENT_TIME] =
+        Arc::new(times.values().iter().map(|t| Some(t + by)).collect::<TimestampMicrosecondArray>());
     RecordBatch::try_new(batch.schema(), columns).unwrap_or_else(|e| unreachable!("{e}"))
 }
 
