@@ -1,1 +1,5 @@
 //! Behaviour tests: one binary, one module per behaviour.
+
+mod kafka_mock;
+mod kafka_real;
+mod support;
