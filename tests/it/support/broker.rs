@@ -136,6 +136,13 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
+        if std::thread::panicking()
+            && let Some(keep) = std::env::var_os("RUNWARDEN_TEST_KEEP")
+        {
+            // For a look at the logs with Kafka's own tools.
+            let copied = Command::new("cp").arg("-r").arg(self.dir.path()).arg(keep).status();
+            println!("broker data kept: {copied:?}");
+        }
     }
 }
 

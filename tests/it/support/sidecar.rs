@@ -27,7 +27,7 @@ impl Observer for Witness {
             Event::Committed(committed) => self.commits.lock().unwrap().push(committed.commit_took),
             event => {
                 if std::env::var_os("RUNWARDEN_TEST_VERBOSE").is_some() {
-                    eprintln!("{event:?}");
+                    eprintln!("{} {event:?}", runwarden::clock::Wall::now().0 / 1000);
                 }
                 self.events.lock().unwrap().push(format!("{event:?}"));
             }
