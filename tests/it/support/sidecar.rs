@@ -55,6 +55,10 @@ pub fn factory(toy: Toy) -> CoreFactory {
 
 impl Sidecar {
     pub fn start(config: ShellConfig, toy: Toy) -> Self {
+        if std::env::var_os("RUNWARDEN_TEST_VERBOSE").is_some() {
+            // A second call finds the subscriber in place.
+            let _already = tracing_subscriber::fmt().with_env_filter("runwarden=debug,librdkafka=debug").try_init();
+        }
         let witness = Arc::new(Witness::default());
         let shell = Shell::new(config, factory(toy), Arc::clone(&witness) as Arc<dyn Observer>);
         let handle = shell.handle();
