@@ -8,10 +8,12 @@
 
 mod demo_traffic;
 mod determinism;
+mod kafka_mock;
+mod kafka_real;
 mod manual;
 mod observability;
 mod real_hour;
 mod stream;
 mod support;
-mod walls;
 mod telemetry;
+mod walls;
