@@ -106,6 +106,9 @@ pub fn check(set: &PolicySet, metrics: &[(String, Scope, bool)], strict: bool) -
     findings
 }
 
+/// What limits compete within: metric, enforcement and, under FAIL_CLOSED, precedence.
+type Kind<'p> = (&'p str, Enforcement, i64);
+
 struct Checker<'m> {
     metrics: BTreeMap<&'m str, (Scope, bool)>,
     findings: Vec<Finding>,
@@ -201,7 +204,7 @@ impl Checker<'_> {
 
     /// Limits that FAIL_CLOSED cannot order and that can meet on one run or group.
     fn ambiguities(&mut self, policies: &[Policy]) {
-        let mut rivals: BTreeMap<(&str, Enforcement, i64), Vec<(&Policy, &Limit)>> = BTreeMap::new();
+        let mut rivals: BTreeMap<Kind<'_>, Vec<(&Policy, &Limit)>> = BTreeMap::new();
         for policy in policies.iter().filter(|p| p.counts()) {
             for limit in policy.limits.iter().filter(|l| l.status == LimitStatus::Active && policy.enforces(l)) {
                 rivals.entry((&limit.metric, limit.enforcement, policy.precedence)).or_default().push((policy, limit));

@@ -63,7 +63,7 @@ pub(super) enum Key {
     Tenant = 0,
     Project = 1,
     Agent = 2,
-    ApiKey = 3,
+    Credential = 3,
     Human = 4,
     Provider = 5,
 }
@@ -71,7 +71,7 @@ pub(super) enum Key {
 impl Key {
     pub const COUNT: usize = 6;
     pub const ALL: [Self; Self::COUNT] =
-        [Self::Tenant, Self::Project, Self::Agent, Self::ApiKey, Self::Human, Self::Provider];
+        [Self::Tenant, Self::Project, Self::Agent, Self::Credential, Self::Human, Self::Provider];
 
     /// The telemetry field that holds it.
     pub fn field(self) -> &'static str {
@@ -79,7 +79,7 @@ impl Key {
             Self::Tenant => "tenant_id",
             Self::Project => "project_id",
             Self::Agent => "agent_id",
-            Self::ApiKey => "api_key_id",
+            Self::Credential => "api_key_id",
             Self::Human => "human_actor_id",
             Self::Provider => "provider",
         }
@@ -92,7 +92,7 @@ impl Scope {
         match self {
             Self::Run => true,
             Self::Agent => matches!(key, Key::Tenant | Key::Agent),
-            Self::ApiKey => matches!(key, Key::Tenant | Key::ApiKey),
+            Self::ApiKey => matches!(key, Key::Tenant | Key::Credential),
             Self::HumanActor => matches!(key, Key::Tenant | Key::Human),
             Self::Project => matches!(key, Key::Tenant | Key::Project),
             Self::Provider => matches!(key, Key::Tenant | Key::Provider),
@@ -124,7 +124,7 @@ impl<'a> Who<'a> {
             Key::Tenant => Some(self.tenant),
             Key::Project => self.project,
             Key::Agent => self.agent,
-            Key::ApiKey => self.api_key,
+            Key::Credential => self.api_key,
             Key::Human => self.human,
             Key::Provider => self.provider,
         }
@@ -138,7 +138,7 @@ impl<'a> Who<'a> {
             tenant: self.tenant,
             project: keep(Key::Project, self.project),
             agent: keep(Key::Agent, self.agent),
-            api_key: keep(Key::ApiKey, self.api_key),
+            api_key: keep(Key::Credential, self.api_key),
             human: keep(Key::Human, self.human),
             provider: keep(Key::Provider, self.provider),
         }
@@ -182,7 +182,7 @@ impl Selector {
         match self.who {
             Subject::AllRuns => None,
             Subject::Agent => Some(Key::Agent),
-            Subject::ApiKey => Some(Key::ApiKey),
+            Subject::ApiKey => Some(Key::Credential),
             Subject::HumanActor => Some(Key::Human),
         }
     }

@@ -1,8 +1,12 @@
 use std::fs;
 use std::path::Path;
 
-use super::super::snapshot::Snapshot;
+use super::condition::MAX_CONDITION;
 use super::*;
+use crate::policy::{
+    Alerts, Binding, Category, Condition, Day, Enforcement, Junction, OnBreach, OnFailure, OverrideRule, Rollback,
+    RuleType, Selector, Snapshot, Source, Status, Strategy,
+};
 
 /// The YAML block of a text that begins with `first`.
 fn block<'t>(text: &'t str, first: &str) -> &'t str {
