@@ -3,7 +3,6 @@
 //! Only limits that enforce (BLOCK mode and an effect) compete, each kind of enforcement for itself; every other limit is a
 //! row of its own and changes no enforced one. Results depend on the limits, not on the order in which they are given.
 
-use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::sync::Arc;
 
@@ -32,6 +31,9 @@ names! {
 pub struct Contributor {
     /// The policy.
     pub policy_id: Arc<str>,
+    /// Its tenant; not part of the signal's JSON.
+    #[serde(skip)]
+    pub policy_tenant: Arc<str>,
     /// What it gave.
     pub gave: Vec<&'static str>,
 }
@@ -45,10 +47,34 @@ pub struct Considered {
     pub policy_id: Arc<str>,
     /// Its limit.
     pub limit_id: Arc<str>,
+    /// Its policy's precedence.
+    pub precedence: i64,
+    /// Its own `max`.
+    pub max: Amount,
+    /// Its own `near`.
+    pub near: Amount,
+    /// Its own action.
+    pub on_breach: OnBreach,
     /// How it fared.
     pub outcome: Outcome,
-    /// Why, in words.
-    pub why: Cow<'static, str>,
+    /// Why, in words; shared by all that fared alike.
+    pub why: Arc<str>,
+}
+
+impl Considered {
+    fn new(policy: &Policy, limit: &Limit, outcome: Outcome, why: Arc<str>) -> Self {
+        Self {
+            policy_tenant: policy.tenant.clone(),
+            policy_id: policy.id.clone(),
+            limit_id: limit.id.clone(),
+            precedence: policy.precedence,
+            max: limit.max,
+            near: limit.near,
+            on_breach: limit.on_breach,
+            outcome,
+            why,
+        }
+    }
 }
 
 /// One row of the table the threshold SQL joins on: a limit as it holds for a run or a group.
@@ -141,14 +167,12 @@ impl EffectiveLimit {
             near: limit.near,
             near_at: limit.max.near_line(limit.near),
             near_forecast_minutes: limit.near_forecast_minutes,
-            contributors: vec![Contributor { policy_id: policy.id.clone(), gave: vec!["max", "near", "action"] }],
-            considered: vec![Considered {
-                policy_tenant: policy.tenant.clone(),
+            contributors: vec![Contributor {
                 policy_id: policy.id.clone(),
-                limit_id: limit.id.clone(),
-                outcome: Outcome::Alone,
-                why: Cow::Borrowed(why),
+                policy_tenant: policy.tenant.clone(),
+                gave: vec!["max", "near", "action"],
             }],
+            considered: vec![Considered::new(policy, limit, Outcome::Alone, Arc::from(why))],
             fail_closed: policy.on_failure == OnFailure::Closed,
             cooldown_seconds: limit.cooldown_seconds,
             fallback_model: limit.fallback_model.clone(),
@@ -220,14 +244,8 @@ impl<'s> Candidate<'s> {
         std::ptr::eq(self.limit, other.limit)
     }
 
-    fn considered(&self, outcome: Outcome, why: Cow<'static, str>) -> Considered {
-        Considered {
-            policy_tenant: self.policy.tenant.clone(),
-            policy_id: self.policy.id.clone(),
-            limit_id: self.limit.id.clone(),
-            outcome,
-            why,
-        }
+    fn considered(&self, outcome: Outcome, why: &Arc<str>) -> Considered {
+        Considered::new(self.policy, self.limit, outcome, why.clone())
     }
 }
 
@@ -293,31 +311,36 @@ fn most_restrictive<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> Effec
     parts.extend((cooldown.limit.cooldown_seconds > 0).then_some(("cooldown_seconds", cooldown)));
     parts.extend((closed.policy.on_failure == OnFailure::Closed).then_some(("fail_closed", closed)));
 
+    // a text for each would cost more than the arbitration
+    let lost: Arc<str> = Arc::from(format!(
+        "MOST_RESTRICTIVE: no stricter than max {} of {}, near line {} of {} and {} of {}",
+        max.limit.max,
+        max.policy.id,
+        near.row.near_at,
+        near.policy.id,
+        action_text(action.limit),
+        action.policy.id,
+    ));
     let mut contributors: Vec<Contributor> = Vec::new();
     let mut considered = Vec::with_capacity(group.len());
     for candidate in group {
         let gave: Vec<&'static str> = parts.iter().filter(|(_, c)| c.is(candidate)).map(|(part, _)| *part).collect();
         if gave.is_empty() {
-            let why = format!(
-                "MOST_RESTRICTIVE: max {}, near {} and {} are no stricter than max {} of {}, near line {} of {} and {} of {}",
-                candidate.limit.max,
-                candidate.limit.near,
-                action_text(candidate.limit),
-                max.limit.max,
-                max.policy.id,
-                near.row.near_at,
-                near.policy.id,
-                action_text(action.limit),
-                action.policy.id,
-            );
-            considered.push(candidate.considered(Outcome::Lost, Cow::Owned(why)));
-        } else {
-            let why = format!("MOST_RESTRICTIVE: the strictest in {}", gave.join(", "));
-            considered.push(candidate.considered(Outcome::Won, Cow::Owned(why)));
-            match contributors.iter_mut().find(|c| c.policy_id == candidate.policy.id) {
-                Some(same) => same.gave.extend(gave),
-                None => contributors.push(Contributor { policy_id: candidate.policy.id.clone(), gave }),
-            }
+            considered.push(candidate.considered(Outcome::Lost, &lost));
+            continue;
+        }
+        let why = Arc::from(format!("MOST_RESTRICTIVE: the strictest in {}", gave.join(", ")));
+        considered.push(candidate.considered(Outcome::Won, &why));
+        match contributors
+            .iter_mut()
+            .find(|c| c.policy_id == candidate.policy.id && c.policy_tenant == candidate.policy.tenant)
+        {
+            Some(same) => same.gave.extend(gave),
+            None => contributors.push(Contributor {
+                policy_id: candidate.policy.id.clone(),
+                policy_tenant: candidate.policy.tenant.clone(),
+                gave,
+            }),
         }
     }
     EffectiveLimit {
@@ -346,28 +369,20 @@ fn by_priority<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> EffectiveL
     let strategy = first.policy.conflict_strategy;
     let foremost = foremost(group, first);
     let winner = first_by(foremost, first, |c| c.limit.max);
+    let (precedence, max, id) = (winner.policy.precedence, winner.limit.max, &winner.policy.id);
+    let how = if foremost.len() == 1 { "the lowest precedence" } else { "the smallest max at the lowest precedence" };
+    let won: Arc<str> = Arc::from(format!("{strategy}: {how}, {precedence}"));
+    let equal: Arc<str> = Arc::from(format!("{strategy}: equal precedence, but max {max} of {id} goes first"));
+    let later: Arc<str> = Arc::from(format!("{strategy}: a later precedence than {precedence} of {id}"));
     let considered = group
         .iter()
         .map(|c| {
             if c.is(winner) {
-                let why = if foremost.len() == 1 {
-                    "the lowest precedence"
-                } else {
-                    "the smallest max at the lowest precedence"
-                };
-                c.considered(Outcome::Won, Cow::Owned(format!("{strategy}: {why}, {}", c.policy.precedence)))
-            } else if c.policy.precedence == winner.policy.precedence {
-                let why = format!(
-                    "{strategy}: equal precedence, max {} against {} of {}",
-                    c.limit.max, winner.limit.max, winner.policy.id
-                );
-                c.considered(Outcome::Lost, Cow::Owned(why))
+                c.considered(Outcome::Won, &won)
+            } else if c.policy.precedence == precedence {
+                c.considered(Outcome::Lost, &equal)
             } else {
-                let why = format!(
-                    "{strategy}: precedence {} after {} of {}",
-                    c.policy.precedence, winner.policy.precedence, winner.policy.id
-                );
-                c.considered(Outcome::Lost, Cow::Owned(why))
+                c.considered(Outcome::Lost, &later)
             }
         })
         .collect();
@@ -388,16 +403,11 @@ fn ambiguity<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> Option<Ambig
     };
     let why =
         format!("FAIL_CLOSED: at precedence {} {} and {} differ", first.policy.precedence, say(first), say(other));
+    let open: Arc<str> = Arc::from("FAIL_CLOSED: ambiguous at the lowest precedence");
+    let later: Arc<str> = Arc::from("FAIL_CLOSED: a later precedence");
     let considered = (0..)
         .zip(group)
-        .map(|(n, c)| {
-            let why = if n < foremost.len() {
-                "FAIL_CLOSED: ambiguous at the lowest precedence"
-            } else {
-                "FAIL_CLOSED: a later precedence"
-            };
-            c.considered(Outcome::Lost, Cow::Borrowed(why))
-        })
+        .map(|(n, c)| c.considered(Outcome::Lost, if n < foremost.len() { &open } else { &later }))
         .collect();
     Some(Ambiguity {
         metric: first.limit.metric.clone(),
