@@ -263,7 +263,7 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
             }
         },
     };
-    let policies = match PolicySet::new(&texts.policies) {
+    let policies = match PolicySet::from_files(&texts.policies) {
         Ok(set) => Some(set),
         Err(errors) => {
             errors.iter().for_each(|e| fault(e));
@@ -274,7 +274,7 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     if let Some(set) = &policies {
         let known: Vec<(String, Scope, bool)> =
             metrics.iter().map(|m: &Arc<stream::Metric>| (m.name.clone(), scope_of(m.scope), m.query.early())).collect();
-        findings = policy::check(set, &known);
+        findings = policy::check(set, &known, false);
         findings.iter().filter(|f| f.severity == Severity::Error).for_each(|f| fault(f));
     }
     let (Some(policies), Some(correlation), true) = (policies, members, faults.is_empty()) else {
@@ -284,8 +284,8 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     let snapshot = Snapshot::new(
         policies.policies().to_vec(),
         texts.metrics.iter().chain([&texts.thresholds, &texts.correlation]).cloned().collect(),
-        price_text.to_owned(),
-        format!("{:?}", (tuning.lateness, tuning.idle_timeout, tuning.dedup)),
+        price_text,
+        &format!("{:?}", (tuning.lateness, tuning.idle_timeout, tuning.dedup)),
     );
     let telemetry = telemetry::Settings { prices: Arc::new(prices), ..tuning.telemetry };
     let settings = Settings {

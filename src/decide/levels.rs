@@ -310,9 +310,9 @@ fn line(seen: &Observation<'_>, limit: &EffectiveLimit) -> Line {
         tenant: seen.tenant.into(),
         metric: seen.metric.into(),
         scope_id: seen.scope_id.into(),
-        policy_tenant: limit.policy_tenant.clone(),
-        policy_id: limit.policy_id.clone(),
-        limit_id: limit.limit_id.clone(),
+        policy_tenant: limit.policy_tenant.to_string(),
+        policy_id: limit.policy_id.to_string(),
+        limit_id: limit.limit_id.to_string(),
         policy_version: limit.policy_version,
     }
 }
