@@ -244,16 +244,13 @@ impl Restore<'_> {
     fn await_stable(&mut self, topic: &str) -> Result<i64, Stop> {
         let partition = self.job.partition;
         let (_, written) = self.retry("read watermarks", |r| r.uncommitted.watermarks(topic, partition))?;
-        let alarm = self.plan.config.transaction_timeout + Duration::from_secs(30);
-        let started = Instant::now();
-        let mut alarmed = false;
+        let mut alarm = Alarm::new(self.plan);
         loop {
             let (_, stable) = self.retry("read watermarks", |r| r.committed.watermarks(topic, partition))?;
             if stable >= written {
                 return Ok(written);
             }
-            if !alarmed && started.elapsed() > alarm {
-                alarmed = true;
+            if alarm.rings() {
                 let reason = format!(
                     "partition {partition} waits for an open transaction on {topic}: stable to {stable}, written to {written}; \
                      a hanging transaction can be ended with kafka-transactions.sh"
@@ -482,11 +479,16 @@ impl Restore<'_> {
 
     /// Calls until it works; a broker that is away is waited for.
     fn retry<T>(&self, what: &str, call: impl Fn(&Readers) -> Result<T, KafkaError>) -> Result<T, Stop> {
+        let mut alarm = Alarm::new(self.plan);
         loop {
             match call(self.readers) {
                 Ok(value) => return Ok(value),
                 Err(error) if is_transient(&error) => {
-                    tracing::debug!(%error, what, partition = self.job.partition, "restore: trying again");
+                    if alarm.rings() {
+                        let partition = self.job.partition;
+                        let reason = format!("partition {partition} still cannot {what}: {error}");
+                        self.tell(Event::Trouble { reason: &reason });
+                    }
                     self.pause()?;
                 }
                 Err(error) => {
@@ -495,6 +497,26 @@ impl Restore<'_> {
                 }
             }
         }
+    }
+}
+
+/// Rings when something takes longer than any transaction of a dead owner can, then every while.
+struct Alarm {
+    at: Instant,
+}
+
+impl Alarm {
+    fn new(plan: &Plan) -> Self {
+        Self { at: Instant::now() + plan.config.transaction_timeout + Duration::from_secs(20) }
+    }
+
+    fn rings(&mut self) -> bool {
+        let now = Instant::now();
+        let rings = now >= self.at;
+        if rings {
+            self.at = now + Duration::from_secs(30);
+        }
+        rings
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -217,6 +217,9 @@ impl<'a> Session<'a> {
                 Err(KafkaError::PartitionEOF(_)) => {}
                 Err(error @ KafkaError::MessageConsumptionFatal(_)) => return Err(rebuild("consumer", &error)),
                 Err(error) if classify(&error) == Class::Denied => return Err(Error::broker("consume", error).into()),
+                Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) => {
+                    self.plan.status.connected.store(false, Ordering::Release);
+                }
                 Err(error) => self.trouble(&error.to_string()),
             }
         }
@@ -523,13 +526,14 @@ impl<'a> Session<'a> {
                 Err(Failed::Abort { reason, stale }) => {
                     attempts += 1;
                     let limit = if stale { MAX_STALE_ATTEMPTS } else { MAX_ATTEMPTS };
-                    let failures = self.writer.failures();
-                    self.abort(&reason)?;
+                    let failures = self.abort(&reason)?;
                     if attempts > limit {
                         return Err(Failure::Rebuild { reason, fenced: false });
                     }
                     self.isolate(&failures)?;
-                    std::thread::sleep(Duration::from_millis(10 * u64::from(attempts.min(10))));
+                    std::thread::sleep(Duration::from_millis(
+                        if stale { 20 } else { 10 } * u64::from(attempts.min(10)),
+                    ));
                     self.poll_group()?;
                     if self.consumer.context().has_lost() {
                         self.serve_lost()?;
@@ -556,18 +560,18 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn abort(&mut self, reason: &str) -> Result<(), Failure> {
+    fn abort(&mut self, reason: &str) -> Result<Vec<(Tag, RDKafkaErrorCode)>, Failure> {
         self.plan.status.counters.transactions_aborted.add(1);
         self.plan.observer.on(Event::Aborted { reason });
         let control = Arc::clone(self.control);
-        self.writer.abort(&|| control.expired()).map_err(failure)?;
+        let failures = self.writer.abort(&|| control.expired()).map_err(failure)?;
         self.open_records = 0;
         for owned in self.owned.values_mut() {
             if let Owned::Active(active) = owned {
                 active.work.sent = 0;
             }
         }
-        Ok(())
+        Ok(failures)
     }
 
     /// Encodes step records and checkpoints of what is about to be committed.
@@ -651,7 +655,7 @@ impl<'a> Session<'a> {
 
     /// Finds the records at fault: one that failed among others is sent alone next time, one that fails alone becomes a
     /// dead letter.
-    fn isolate(&mut self, failures: &[(Tag, rdkafka::error::RDKafkaErrorCode)]) -> Result<(), Failure> {
+    fn isolate(&mut self, failures: &[(Tag, RDKafkaErrorCode)]) -> Result<(), Failure> {
         let topics = &self.plan.config.topics;
         for (tag, code) in failures.iter().filter(|(_, code)| is_poison(*code)) {
             let Some(Owned::Active(active)) = self.owned.get_mut(&tag.partition) else { continue };
@@ -725,6 +729,7 @@ impl<'a> Session<'a> {
         counters.records_in.add(event.records_in as u64);
         counters.transactions_committed.add(1);
         status.last_commit.store(at.0, Ordering::Relaxed);
+        status.connected.store(true, Ordering::Release);
         self.plan.observer.on(Event::Committed(&event));
         self.reset_open();
         self.last_commit = Instant::now();
