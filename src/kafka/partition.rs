@@ -195,7 +195,7 @@ impl Active {
         let mut ranges = [Range::default(); INPUTS];
         let mut work_bytes = 0;
         let output = {
-            let headers: Vec<Vec<Vec<(&str, &[u8])>>> = gathered.iter().map(Gathered::headers).collect();
+            let headers: Vec<HeaderLists<'_>> = gathered.iter().map(Gathered::headers).collect();
             let inputs =
                 Input::ALL.iter().zip(&gathered).zip(&headers).zip(ends).map(|(((input, g), headers), at_end)| {
                     let records = g.messages.iter().enumerate().map(|(i, message)| Record {
@@ -268,6 +268,9 @@ pub(super) fn size(record: &OutRecord) -> usize {
     record.key.len() + record.payload.as_ref().map_or(0, Vec::len) + headers
 }
 
+/// Headers of each record of a batch; empty when no record has any.
+pub(super) type HeaderLists<'a> = Vec<Vec<(&'a str, &'a [u8])>>;
+
 /// What one queue gave.
 #[derive(Default)]
 struct Gathered<'a> {
@@ -278,7 +281,7 @@ struct Gathered<'a> {
 }
 
 impl Gathered<'_> {
-    fn headers(&self) -> Vec<Vec<(&str, &[u8])>> {
+    fn headers(&self) -> HeaderLists<'_> {
         if self.messages.iter().all(|m| m.headers().is_none()) {
             return Vec::new();
         }

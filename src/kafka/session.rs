@@ -195,16 +195,13 @@ impl<'a> Session<'a> {
             };
             wait = wait.min(interval);
         }
-        // Woken or timed out: the loop looks at everything either way.
-        if self.woken.recv_timeout(wait.max(Duration::from_micros(200))).is_ok() {
-            let due = self.config().step_linger;
-            let last = self.owned.values().filter_map(|o| match o {
-                Owned::Active(active) => Some(active.last_step.elapsed()),
-                Owned::Restoring { .. } => None,
-            });
-            if let Some(rest) = last.min().and_then(|since| due.checked_sub(since)) {
-                std::thread::sleep(rest);
-            }
+        // A partition that stepped just now looks again when its linger is over, whether or not more arrives.
+        let linger = self.config().step_linger;
+        let rest = self.actives().filter_map(|active| linger.checked_sub(active.last_step.elapsed())).min();
+        wait = wait.min(rest.unwrap_or(wait)).max(Duration::from_micros(200));
+        match self.woken.recv_timeout(wait) {
+            // Woken or timed out: the loop looks at everything either way.
+            Ok(()) | Err(_) => {}
         }
     }
 
