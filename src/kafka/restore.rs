@@ -17,7 +17,7 @@ use rdkafka::message::Message;
 
 use crate::clock::Wall;
 
-use super::checkpoint::{Assembly, Checkpoint, Mark, Parts};
+use super::checkpoint::{Assembly, Checkpoint, Mark, Slots};
 use super::client::{Isolation, ShellConfig, StartAt};
 use super::core::{Core, CoreError, Input, InputBatch, Record, StepInput};
 use super::errors::{Error, is_transient};
@@ -51,7 +51,7 @@ pub(super) struct Restored {
     pub(super) limits: [Option<i64>; INPUTS],
     pub(super) checkpoint: u64,
     pub(super) checkpoint_step: u64,
-    pub(super) parts: Parts,
+    pub(super) slots: Slots,
     pub(super) steps_from: i64,
     /// A checkpoint is to be written at once: history was lost, or none exists yet.
     pub(super) checkpoint_now: bool,
@@ -157,7 +157,7 @@ impl Restore<'_> {
         let committed = self.retry("read committed offsets", |r| r.committed.committed(&names, partition))?;
         self.await_stable(&topics.checkpoint)?;
         let steps_end = self.await_stable(&topics.steps)?;
-        let Checkpoint { mark, state, parts, broken } = self.read_checkpoint()?;
+        let Checkpoint { mark, state, slots, broken } = self.read_checkpoint()?;
         let mut core = (plan.factory)(partition, job.partitions).map_err(|source| Error::Core { partition, source })?;
         for (key, value) in &state {
             if let Err(error) = core.restore(key, value) {
@@ -236,7 +236,7 @@ impl Restore<'_> {
             limits,
             checkpoint: mark.as_ref().map_or(0, |m| m.checkpoint),
             checkpoint_step: mark.as_ref().map_or(0, |m| m.step),
-            parts,
+            slots,
             steps_from: steps_end,
             checkpoint_now: gone.is_some(),
         })

@@ -22,7 +22,9 @@ use super::core::{Input, Topic};
 use super::deadletter;
 use super::errors::{Class, Error, classify, is_poison, is_transient};
 use super::group::{Change, Group};
-use super::partition::{Active, Bounds, Cancel, Checkpoints, Feed, INPUTS, Owned, StepFailed, StepKind, Stepped};
+use super::partition::{
+    Active, Bounds, Cancel, Checkpoints, Feed, INPUTS, Owned, Pending, StepFailed, StepKind, Stepped,
+};
 use super::reader::{Next, Reader};
 use super::restore::{Job, Outcome, Plan, Restored};
 use super::shell::{Control, Ended};
@@ -32,6 +34,8 @@ use super::{checkpoint, steps};
 
 /// Longest sleep of an idle loop.
 const IDLE_WAIT: Duration = Duration::from_millis(10);
+/// Checkpoint bytes of a partition in one transaction; larger checkpoints go ahead of their mark, piece by piece.
+const CHECKPOINT_CHUNK: usize = 4 << 20;
 /// Abortable failures in a row that are sent again before the clients are rebuilt.
 const MAX_ATTEMPTS: u32 = 10;
 /// The same while the group is rebalancing, when membership is stale.
@@ -383,8 +387,9 @@ impl<'a> Session<'a> {
         let checkpoints = Checkpoints {
             number: restored.checkpoint,
             step: if restored.checkpoint_now { u64::MAX } else { restored.checkpoint_step },
-            parts: restored.parts,
+            slots: restored.slots,
             at: at.unwrap_or(now),
+            pending: None,
             steps_from: restored.steps_from,
         };
         let active = Active::new(partition, restored.core, [a, b, c, d], (restored.number, restored.now), checkpoints);
@@ -587,20 +592,28 @@ impl<'a> Session<'a> {
                 Checkpointing::These(partitions) => news && partitions.contains(&active.partition),
                 Checkpointing::Due => false,
             };
-            let wanted = wanted || checkpoint_due(active, interval);
-            if wanted && active.work.checkpoint.is_none() {
-                let Checkpoints { number, parts, steps_from, .. } = &mut active.checkpoints;
+            let forced = wanted;
+            if active.checkpoints.pending.is_none() && (forced || checkpoint_due(active, interval)) {
+                let Checkpoints { number, slots, steps_from, pending, .. } = &mut active.checkpoints;
                 let changes = active.core.take_changes();
-                let mut records = checkpoint::encode(*number + 1, changes, parts);
-                records.push(checkpoint::encode_mark(&checkpoint::Mark {
+                let mark = checkpoint::Mark {
                     checkpoint: *number + 1,
                     step: active.number,
                     now: active.now.0,
                     offsets,
                     steps_from: self.writer.steps_offset(active.partition).unwrap_or(*steps_from),
                     version,
-                }));
-                active.work.checkpoint = Some(records);
+                };
+                *pending = Some(Pending {
+                    step: active.number,
+                    records: slots.encode(*number + 1, changes).into(),
+                    mark: checkpoint::encode_mark(&mark),
+                });
+            }
+            if let Some(pending) = &mut active.checkpoints.pending
+                && active.work.checkpoint.is_none()
+            {
+                active.work.checkpoint = Some(pending.take(if forced { usize::MAX } else { CHECKPOINT_CHUNK }));
             }
         }
     }
@@ -715,11 +728,13 @@ impl<'a> Session<'a> {
             if let Some(records) = work.checkpoint {
                 let bytes: usize = records.iter().map(|(k, v)| k.len() + v.as_ref().map_or(0, Vec::len)).sum();
                 event.checkpoint_bytes += bytes;
-                counters.checkpoints.add(1);
                 let checkpoints = &mut active.checkpoints;
-                checkpoints.number += 1;
-                checkpoints.step = active.number;
-                checkpoints.at = Instant::now();
+                if let Some(whole) = checkpoints.pending.take_if(|pending| pending.records.is_empty()) {
+                    counters.checkpoints.add(1);
+                    checkpoints.number += 1;
+                    checkpoints.step = whole.step;
+                    checkpoints.at = Instant::now();
+                }
             }
         }
         counters.checkpoint_bytes.add(event.checkpoint_bytes as u64);
@@ -856,8 +871,9 @@ fn failure(failed: Failed) -> Failure {
 }
 
 fn checkpoint_due(active: &Active, interval: Duration) -> bool {
-    active.checkpoints.step != active.number
-        && (active.checkpoints.at.elapsed() >= interval || active.core.wants_checkpoint())
+    let Checkpoints { pending, step, .. } = &active.checkpoints;
+    pending.is_some()
+        || *step != active.number && (active.checkpoints.at.elapsed() >= interval || active.core.wants_checkpoint())
 }
 
 fn seek(consumer: &BaseConsumer<Group>, topic: &str, partition: i32, offset: i64) -> Result<(), KafkaError> {
