@@ -93,6 +93,8 @@ impl Slots {
             let before = self.parts.remove(&(slot, key.clone())).unwrap_or(1);
             let count = value.as_ref().map_or(0, |v| part_count(v.len()));
             let value = value.unwrap_or_default();
+            // Stale parts go first: whoever finds only some of these records still sees how many parts there may be.
+            out.extend((count.max(1)..before).map(|part| (state_key(slot, part, &key), None)));
             for part in 0..count.max(1) {
                 let from = usize::from(part) * PART_BYTES;
                 let piece = value.get(from..value.len().min(from + PART_BYTES)).unwrap_or_default();
@@ -103,7 +105,6 @@ impl Slots {
                 bytes.extend_from_slice(piece);
                 out.push((state_key(slot, part, &key), Some(bytes)));
             }
-            out.extend((count.max(1)..before).map(|part| (state_key(slot, part, &key), None)));
             if count == 0 {
                 self.buried.insert(key);
             } else if count > 1 {
