@@ -1,5 +1,6 @@
 //! From files to the settings of a core: queries, policies, prices. Every fault of every file is collected and reported together.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -125,6 +126,14 @@ pub struct Loaded {
     pub policies: PolicySet,
     /// What `check` has to say, worst first; without errors.
     pub findings: Vec<policy::Finding>,
+}
+
+impl Loaded {
+    /// The policies that should have an effect, by (tenant, id).
+    pub(super) fn in_force(&self) -> BTreeSet<(String, String)> {
+        let active = self.policies.policies().iter().filter(|p| p.in_force());
+        active.map(|p| (p.tenant.clone(), p.id.clone())).collect()
+    }
 }
 
 /// Times and bounds, from the configuration.

@@ -12,6 +12,7 @@ mod run;
 mod service;
 mod simulate;
 mod topics;
+mod watching;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,9 +69,9 @@ struct DemoArguments {
     /// Stop by itself after this long (30s, 2m); without it: until Ctrl-C
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     length: Option<std::time::Duration>,
-    /// HTTP listener of the demo; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
-    listen: std::net::SocketAddr,
+    /// HTTP listener of the demo; port 0 takes a free one. Default: 127.0.0.1:8080, or a free port where that is taken
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<std::net::SocketAddr>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -437,7 +437,7 @@ impl<'a> Session<'a> {
         let topics = &self.plan.config.topics;
         let Some(Owned::Active(active)) = self.owned.get_mut(&partition) else { return Ok(()) };
         let work = &mut active.work;
-        let expired = || self.control.expired();
+        let expired = || self.control.waited_out();
         while let Some(output) = work.outputs.get(work.sent) {
             let tag = Tag { partition, place: Place::Output(work.sent) };
             let alone = work.suspects.contains(&work.sent);
@@ -505,7 +505,7 @@ impl<'a> Session<'a> {
                 return Err(Failure::Rebuild { reason: "the consumer has no group".into(), fenced: false });
             };
             let control = Arc::clone(self.control);
-            match self.writer.commit(&offsets, &group, &|| control.expired()) {
+            match self.writer.commit(&offsets, &group, &|| control.waited_out()) {
                 Ok(()) => {
                     if self.config().is_mock() {
                         self.mirror(&offsets);
@@ -553,7 +553,7 @@ impl<'a> Session<'a> {
         self.plan.status.counters.transactions_aborted.add(1);
         self.plan.observer.on(Event::Aborted { reason });
         let control = Arc::clone(self.control);
-        self.writer.abort(&|| control.expired()).map_err(failure)?;
+        self.writer.abort(&|| control.waited_out()).map_err(failure)?;
         self.open_records = 0;
         for owned in self.owned.values_mut() {
             if let Owned::Active(active) = owned {
@@ -708,6 +708,7 @@ impl<'a> Session<'a> {
                 let bytes: usize = records.iter().map(|(k, v)| k.len() + v.as_ref().map_or(0, Vec::len)).sum();
                 event.checkpoint_bytes += bytes;
                 counters.checkpoints.add(1);
+                counters.checkpoint_records.add(records.len() as u64);
                 let checkpoints = &mut active.checkpoints;
                 checkpoints.number += 1;
                 checkpoints.step = active.number;
