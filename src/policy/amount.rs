@@ -54,7 +54,7 @@ impl Amount {
     }
 
     /// `ratio × self` as (floor, remainder in units of 10⁻¹⁸): an exact, comparable product. `ratio` must be in 0..=1 and
-    /// `self` not negative, which [`crate::policy`] guarantees for `near` and `max`.
+    /// `self` not negative, which [`super::parse`] guarantees for `near` and `max`.
     pub(super) fn product(self, ratio: Self) -> (i128, i128) {
         // self < 10³⁸ and ratio ≤ 10⁹ units: every intermediate stays below 10³⁸ + 10¹⁸
         let (high, low) = (self.0.div_euclid(ONE), self.0.rem_euclid(ONE));
