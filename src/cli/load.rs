@@ -283,7 +283,7 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     if let Some(set) = &policies {
         let known: Vec<(String, Scope, bool)> =
             metrics.iter().map(|m: &Arc<stream::Metric>| (m.name.clone(), scope_of(m.scope), m.query.early())).collect();
-        findings = policy::check(set, &known, false);
+        findings = policy::check(set, &known);
         findings.iter().filter(|f| f.severity == Severity::Error).for_each(|f| fault(f));
     }
     let (Some(policies), Some(correlation), true) = (policies, members, faults.is_empty()) else {

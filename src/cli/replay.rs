@@ -8,7 +8,9 @@ use crate::cli::{Failure, ReplayArguments};
 use crate::clock::Micros;
 use crate::kafka::ClientSettings;
 use crate::kafka::produce::{Producer, Send};
-use crate::telemetry::files::Merged;
+use crate::kafka::core::Input;
+use crate::telemetry::files::{Files, Payload};
+use crate::telemetry::parse_time;
 
 /// What a record's key is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -33,19 +35,22 @@ pub(super) fn main(arguments: &ReplayArguments) -> Result<ExitCode, Failure> {
             _ => return Err(Failure::Invalid(format!("--speed {text}: give a number above 0, or max"))),
         },
     };
-    let mut merged = Merged::open(&arguments.telemetry).map_err(Failure::invalid)?;
+    let limit = crate::config::Config::default().limits.record_bytes;
+    let mut files = Files::open(&arguments.telemetry, Input::Telemetry as u8, limit).map_err(Failure::invalid)?;
     let producer = Producer::new(&ClientSettings::new(arguments.brokers.clone())).map_err(Failure::reach)?;
-    let bar = progress(merged.total_bytes(), &format!("replaying into {}", arguments.topic));
+    let bar = progress(files.progress().1, &format!("replaying into {}", arguments.topic));
     let (mut sent, mut pace) = (0u64, Pace { speed, start: None });
-    while let Some(line) = merged.next().transpose().map_err(Failure::invalid)? {
-        pace.wait(line.time);
-        let key = key_of(&line.payload, arguments.key);
+    while let Some(record) = files.next().map_err(Failure::invalid)? {
+        let (Payload::Json(payload) | Payload::Bad(_, payload)) = record.payload;
+        let event: Option<serde_json::Value> = serde_json::from_slice(payload).ok();
+        pace.wait(event.as_ref().and_then(time_of));
+        let key = event.as_ref().and_then(|e| key_of(e, arguments.key));
         let record =
-            Send { topic: &arguments.topic, key: key.as_deref(), payload: Some(&line.payload), ..Send::default() };
+            Send { topic: &arguments.topic, key: key.as_deref(), payload: Some(payload), ..Send::default() };
         producer.send_record(record).map_err(Failure::reach)?;
         sent += 1;
         if sent % 1024 == 0 {
-            bar.set_position(merged.bytes_read());
+            bar.set_position(files.progress().0);
         }
     }
     producer.flush(Duration::from_secs(30)).map_err(Failure::reach)?;
@@ -75,12 +80,18 @@ impl Pace {
     }
 }
 
-fn key_of(payload: &[u8], by: KeyBy) -> Option<Vec<u8>> {
+fn time_of(event: &serde_json::Value) -> Option<Micros> {
+    match event.get("event_time")? {
+        serde_json::Value::String(text) => parse_time(text),
+        number => number.as_i64()?.checked_mul(1000),
+    }
+}
+
+fn key_of(event: &serde_json::Value, by: KeyBy) -> Option<Vec<u8>> {
     let field = match by {
         KeyBy::Tenant => "tenant_id",
         KeyBy::Run => "run_id",
         KeyBy::None => return None,
     };
-    let value: serde_json::Value = serde_json::from_slice(payload).ok()?;
-    Some(value.get(field)?.as_str()?.as_bytes().to_vec())
+    Some(event.get(field)?.as_str()?.as_bytes().to_vec())
 }

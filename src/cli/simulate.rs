@@ -20,7 +20,8 @@ use crate::clock::Wall;
 use crate::decide::records::{Decision, Kind, Place, Signal};
 use crate::pipeline::simulate::{Report, Simulation};
 use crate::policy::Amount;
-use crate::telemetry::files::{self, Merged};
+use crate::kafka::core::Input;
+use crate::telemetry::files::{Files, Payload};
 
 /// Records handed to the core at once.
 const BATCH: usize = 8192;
@@ -80,19 +81,28 @@ fn simulate(arguments: &SimulateArguments, policies: &Path, now: Wall) -> Result
     settings.event_clock = true;
     settings.future_at = Some(now);
     let mut simulation = Simulation::new(Arc::new(settings)).map_err(Failure::invalid)?;
-    let mut merged = Merged::open(&arguments.telemetry).map_err(Failure::invalid)?;
-    let bar = progress(merged.total_bytes(), &format!("simulating {}", policies.display()));
-    let (mut places, mut batch) = (Vec::new(), Vec::<files::Line>::with_capacity(BATCH));
+    let limit = crate::config::Config::default().limits.record_bytes;
+    let mut files = Files::open(&arguments.telemetry, Input::Telemetry as u8, limit).map_err(Failure::invalid)?;
+    let bar = progress(files.progress().1, &format!("simulating {}", policies.display()));
+    let (mut places, mut batch) = (Vec::new(), Vec::<Vec<u8>>::with_capacity(BATCH));
+    let mut names: Vec<Arc<str>> = Vec::new();
     loop {
-        let line = merged.next().transpose().map_err(Failure::invalid)?;
-        let ended = line.is_none();
-        if let Some(line) = line {
-            places.push((line.file, line.number));
-            batch.push(line);
+        let record = files.next().map_err(Failure::invalid)?;
+        let ended = record.is_none();
+        if let Some(record) = record {
+            let file = names.iter().position(|n| *n == record.origin.topic).unwrap_or_else(|| {
+                names.push(Arc::clone(&record.origin.topic));
+                names.len() - 1
+            });
+            places.push((u32::try_from(file).unwrap_or(u32::MAX), u64::try_from(record.origin.offset).unwrap_or(0)));
+            batch.push(match record.payload {
+                // what a reader could not make a record of is refused by the decoder, too
+                Payload::Json(bytes) | Payload::Bad(_, bytes) => bytes.to_vec(),
+            });
         }
         if batch.len() == BATCH || (ended && !batch.is_empty()) {
-            simulation.push(batch.iter().map(|l| l.payload.as_slice())).map_err(Failure::invalid)?;
-            bar.set_position(merged.bytes_read());
+            simulation.push(batch.iter().map(Vec::as_slice)).map_err(Failure::invalid)?;
+            bar.set_position(files.progress().0);
             batch.clear();
         }
         if ended {
@@ -101,9 +111,9 @@ fn simulate(arguments: &SimulateArguments, policies: &Path, now: Wall) -> Result
     }
     bar.finish_and_clear();
     let mut report = simulation.finish().map_err(Failure::invalid)?;
-    let done_files = merged.names().to_vec();
-    name_places(&mut report, &places, &done_files);
-    Ok(Done { report, places, files: done_files })
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    name_places(&mut report, &places, &names);
+    Ok(Done { report, places, files: names })
 }
 
 /// A bar on a terminal, silence elsewhere.

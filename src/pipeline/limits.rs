@@ -149,8 +149,8 @@ impl LimitSets {
             return number;
         }
         let terms = BoundTerms {
-            run_start: Some(start),
-            first_token: Some(first),
+            run_start: start,
+            first_token: first,
             each_step: Arc::clone(&self.current),
         };
         let who = Who {

@@ -53,6 +53,21 @@ impl Amount {
         self.to_string().parse().unwrap_or(self.0 as f64 / ONE as f64)
     }
 
+    /// The amount nearest to a float; `None` where it is no number or too large.
+    pub fn from_f64(value: f64) -> Option<Self> {
+        value.is_finite().then(|| format!("{value:.9}").parse().ok()).flatten()
+    }
+
+    /// `self ÷ whole`, rounded to nine digits; `None` for a zero whole. For display, never for decisions.
+    pub fn ratio(self, whole: Self) -> Option<Self> {
+        (whole.0 != 0).then(|| Self::from_f64(self.to_f64() / whole.to_f64())).flatten()
+    }
+
+    /// What is past `max`, if anything.
+    pub fn over(self, max: Self) -> Option<Self> {
+        (self > max).then(|| Self(self.0.saturating_sub(max.0)))
+    }
+
     /// `ratio × self` as (floor, remainder in units of 10⁻¹⁸): an exact, comparable product. `ratio` must be in 0..=1 and
     /// `self` not negative, which [`super::parse`] guarantees for `near` and `max`.
     pub(super) fn product(self, ratio: Self) -> (i128, i128) {

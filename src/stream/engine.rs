@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use datafusion::arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, new_empty_array};
+use datafusion::arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use datafusion::physical_expr::PhysicalExpr;
 
 use crate::clock::Micros;
@@ -19,6 +19,7 @@ use super::output::{Late, NO_ROW, Output, QueryRows, QueryStats, Stats, Watch};
 use super::panes::PaneStore;
 use super::pool::{Aggregate, Pool, boolean};
 use super::query::{Expression, Query, fingerprint};
+use super::sessions::{SessionStore, Shape};
 use super::time::{Clocks, NEVER, closed_until};
 use super::window::{FAR, Grid, Window};
 use super::{Error, Settings};
@@ -43,6 +44,8 @@ pub(super) struct Batch<'a> {
 pub(super) struct Moves<'a> {
     moved: &'a [(u32, Vec<(Micros, u32)>)],
     finished: &'a [Micros],
+    /// Per clock: the watermark after the sub-batch.
+    now: &'a [Micros],
     all: bool,
 }
 
@@ -51,8 +54,9 @@ impl Moves<'_> {
         self.moved.iter().map(|(clock, _)| *clock)
     }
 
-    fn steps(&self, clock: u32) -> &[(Micros, u32)] {
-        self.moved.binary_search_by_key(&clock, |(c, _)| *c).map_or(&[], |i| &self.moved[i].1)
+    /// The clock's watermark after the sub-batch.
+    pub(super) fn watermark(&self, clock: u32) -> Micros {
+        self.now[clock as usize]
     }
 
     /// Windows of length `size` that end at or before this are closed now.
@@ -60,14 +64,55 @@ impl Moves<'_> {
         if self.all {
             return Micros::MAX - 1;
         }
-        let watermark = self.steps(clock).last().map_or(NEVER, |(w, _)| *w);
-        closed_until(watermark, self.finished[clock as usize], size)
+        closed_until(self.now[clock as usize], self.finished[clock as usize], size)
+    }
+
+    /// Sessions that end at or before this are closed now.
+    pub(super) fn session_bound(&self, clock: u32) -> Micros {
+        if self.all { Micros::MAX - 1 } else { self.now[clock as usize] }
     }
 
     /// The row that moved the watermark to or past `end`.
     pub(super) fn row(&self, clock: u32, end: Micros) -> u32 {
-        let steps = self.steps(clock);
+        let steps = self.moved.binary_search_by_key(&clock, |(c, _)| *c).map_or(&[][..], |i| &self.moved[i].1);
         steps.get(steps.partition_point(|(w, _)| *w < end)).map_or(NO_ROW, |(_, row)| *row)
+    }
+}
+
+/// State of the queries with one key set, window and filter.
+enum Store {
+    Panes(Box<PaneStore>),
+    Sessions(Box<SessionStore>),
+}
+
+impl Store {
+    fn key_set(&self) -> usize {
+        match self {
+            Self::Panes(s) => s.key_set,
+            Self::Sessions(s) => s.key_set,
+        }
+    }
+
+    fn members(&self) -> &[Member] {
+        match self {
+            Self::Panes(s) => &s.members,
+            Self::Sessions(s) => &s.members,
+        }
+    }
+
+    fn pool(&self) -> &Pool {
+        match self {
+            Self::Panes(s) => &s.pool,
+            Self::Sessions(s) => &s.pool,
+        }
+    }
+
+    /// (panes or open sessions, keys)
+    fn open(&self) -> (usize, usize) {
+        match self {
+            Self::Panes(s) => (s.pool.live(), s.held),
+            Self::Sessions(s) => (s.sessions, s.held),
+        }
     }
 }
 
@@ -78,7 +123,9 @@ pub struct Engine {
     schema: Option<SchemaRef>,
     expressions: Vec<Arc<dyn PhysicalExpr>>,
     key_sets: Vec<KeySet>,
-    stores: Vec<PaneStore>,
+    stores: Vec<Store>,
+    /// Stands for the values of an empty batch.
+    blank: Vec<ArrayRef>,
     /// Per store: expressions a row must satisfy.
     filters: Vec<Vec<usize>>,
     /// Per query: its store.
@@ -106,6 +153,7 @@ impl Engine {
             expressions: Vec::new(),
             key_sets: Vec::new(),
             stores: Vec::new(),
+            blank: Vec::new(),
             filters: Vec::new(),
             store_of: vec![0; queries.len()],
             clocks: Clocks::default(),
@@ -168,7 +216,7 @@ impl Engine {
                         None => {
                             let args = call.args.iter().map(&mut register).collect();
                             let filter = call.filter.as_ref().map(&mut register);
-                            aggregates.push(Aggregate::new(&call.text, &call.call, args, filter)?);
+                            aggregates.push(Aggregate::new(call, args, filter)?);
                             aggregates.len() - 1
                         }
                     };
@@ -189,16 +237,51 @@ impl Engine {
             parts.extend(first.between.iter().map(|m| format!("between {}", m.text)));
             let print = fingerprint(parts.iter().map(String::as_str));
             let pool = Pool::new(aggregates, self.settings.max_state_bytes_per_key);
-            let grid = match first.window {
-                Window::Tumble { size } => Grid::new(size, size),
-                Window::Hop { slide, size } => Grid::new(slide, size),
-                Window::Session { .. } | Window::SessionUntil { .. } => {
-                    return Err(Error::Input("session windows are not supported yet".into()));
+            let store = match first.window {
+                Window::Tumble { size } => Store::Panes(Box::new(PaneStore::new(
+                    Grid::new(size, size),
+                    set,
+                    print,
+                    members,
+                    pool,
+                    self.settings.all_finals,
+                ))),
+                Window::Hop { slide, size } => Store::Panes(Box::new(PaneStore::new(
+                    Grid::new(slide, size),
+                    set,
+                    print,
+                    members,
+                    pool,
+                    self.settings.all_finals,
+                ))),
+                Window::Session { gap } | Window::SessionUntil { gap } => {
+                    let mut arguments: Vec<(usize, String, DataType)> = Vec::new();
+                    let calls = indices.iter().flat_map(|i| &self.queries[*i].aggregates);
+                    // without any argument a row still needs something to be written as
+                    let fallback = key_sets[set].first().filter(|_| self.queries[indices[0]].aggregates.is_empty());
+                    for e in calls.flat_map(|c| c.args.iter().chain(&c.filter)).chain(fallback) {
+                        let at = register(e);
+                        if arguments.iter().all(|a| a.0 != at) {
+                            arguments.push((at, e.text.clone(), e.ty.clone()));
+                        }
+                    }
+                    let shape = Shape {
+                        gap,
+                        key_set: set,
+                        fingerprint: print,
+                        marker: first.marker.as_ref().map(&mut register),
+                        between: first.between.iter().map(&mut register).collect(),
+                        arguments,
+                    };
+                    Store::Sessions(Box::new(SessionStore::new(shape, members, pool)?))
                 }
             };
-            self.filters.push(first.below.iter().chain(&first.between).map(&mut register).collect());
-            self.stores.push(PaneStore::new(grid, set, print, members, pool, self.settings.all_finals));
+            let session = first.window.is_session();
+            let filters = first.below.iter().chain(first.between.iter().filter(|_| !session));
+            self.filters.push(filters.map(&mut register).collect());
+            self.stores.push(store);
         }
+        self.blank = expressions.iter().map(|_| new_empty_array(&DataType::Null)).collect();
         self.expressions = expressions;
         Ok(())
     }
@@ -210,7 +293,7 @@ impl Engine {
 
     /// The key set of a query: queries with equal keys share one, and its group ids.
     pub fn key_set(&self, query: usize) -> usize {
-        self.stores[self.store_of[query]].key_set
+        self.stores[self.store_of[query]].key_set()
     }
 
     /// Takes rows in offset order. `positions[i]` is an opaque place of row i, for evidence.
@@ -259,7 +342,7 @@ impl Engine {
         for (i, keys) in self.key_sets.iter_mut().enumerate() {
             let mut needed = vec![false; rows];
             for (store, rows) in self.stores.iter().zip(&selected) {
-                if store.key_set == i {
+                if store.key_set() == i {
                     rows.iter().for_each(|r| needed[*r as usize] = true);
                 }
             }
@@ -278,7 +361,14 @@ impl Engine {
             groups: &groups,
         };
 
-        let grids: Vec<Grid> = self.stores.iter().filter(|s| s.hop).map(|s| s.grid).collect();
+        let grids: Vec<Grid> = self
+            .stores
+            .iter()
+            .filter_map(|s| match s {
+                Store::Panes(panes) if panes.hop => Some(panes.grid),
+                _ => None,
+            })
+            .collect();
         let mut late: Vec<Vec<u32>> = vec![Vec::new(); self.stores.len()];
         let mut from = 0;
         while from < rows {
@@ -299,12 +389,13 @@ impl Engine {
                 to += 1;
             }
             let moved: Vec<_> = moved.into_iter().collect();
-            self.sub_batch(&view, &selected, from..to, &moved, watch, &mut late, &mut out)?;
             for (clock, steps) in &moved {
                 if let Some((watermark, _)) = steps.last() {
                     begin[*clock as usize] = *watermark;
                 }
             }
+            let moves = Moves { moved: &moved, finished: &finished, now: &begin, all: false };
+            self.sub_batch(&view, &selected, from..to, &moves, watch, &mut late, &mut out)?;
             from = to;
         }
         self.report_late(&selected, late, &mut out);
@@ -318,7 +409,7 @@ impl Engine {
         view: &Batch<'_>,
         selected: &[Vec<u32>],
         range: std::ops::Range<usize>,
-        moved: &[(u32, Vec<(Micros, u32)>)],
+        moves: &Moves<'_>,
         watch: &mut dyn Watch,
         late: &mut [Vec<u32>],
         out: &mut Output,
@@ -327,15 +418,28 @@ impl Engine {
             let rows = &selected[i];
             let rows = &rows[rows.partition_point(|r| (*r as usize) < range.start)
                 ..rows.partition_point(|r| (*r as usize) < range.end)];
-            store.apply(view, rows, &mut self.key_sets[store.key_set], &mut late[i])?;
+            let keys = &mut self.key_sets[store.key_set()];
+            match store {
+                Store::Panes(s) => s.apply(view, rows, keys, &mut late[i])?,
+                Store::Sessions(s) => s.apply(view, rows, moves, keys, &mut late[i])?,
+            }
         }
         let mut early: Vec<QueryRows> = Vec::new();
+        let mut wanted: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
         for store in &mut self.stores {
-            early.extend(store.early(&self.key_sets[store.key_set], &mut self.errors)?);
+            let keys = &self.key_sets[store.key_set()];
+            match store {
+                Store::Panes(s) => early.extend(s.early(keys, &mut self.errors)?),
+                Store::Sessions(s) => {
+                    early.extend(s.early(keys, &mut self.errors)?);
+                    for member in s.members.iter().filter(|m| m.query.early() && !s.must_trace().is_empty()) {
+                        wanted.entry(member.index).or_default().extend(s.must_trace());
+                    }
+                }
+            }
         }
         early.sort_by_key(|e| e.query);
         if !early.is_empty() {
-            let mut wanted: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
             for (entry, row) in watch.select(&early) {
                 if let Some(rows) = early.get(entry)
                     && let Some(group) = rows.group.get(row)
@@ -343,27 +447,32 @@ impl Engine {
                     wanted.entry(rows.query).or_default().push(*group);
                 }
             }
-            for (query, mut picks) in wanted {
-                picks.sort_unstable();
-                picks.dedup();
-                let store = &mut self.stores[self.store_of[query]];
-                let Some(member) = store.members.iter().position(|m| m.index == query) else { continue };
-                let keys = &self.key_sets[store.key_set];
-                out.traces.extend(store.trace(member, &picks, keys, view, &mut self.errors)?);
-            }
-            out.early.extend(early);
         }
-        let moves = Moves { moved, finished: view.finished, all: false };
-        self.close(&moves, out)
+        for (query, mut picks) in wanted {
+            picks.sort_unstable();
+            picks.dedup();
+            let store = &mut self.stores[self.store_of[query]];
+            let Some(member) = store.members().iter().position(|m| m.index == query) else { continue };
+            let keys = &self.key_sets[store.key_set()];
+            let errors = &mut self.errors;
+            out.traces.extend(match store {
+                Store::Panes(s) => s.trace(member, &picks, keys, view, errors)?,
+                Store::Sessions(s) => s.trace(member, &picks, keys, view, errors)?,
+            });
+        }
+        out.early.extend(early);
+        self.close(moves, view, out)
     }
 
-    fn close(&mut self, moves: &Moves<'_>, out: &mut Output) -> Result<(), Error> {
-        if moves.moved.is_empty() {
-            return Ok(());
-        }
+    fn close(&mut self, moves: &Moves<'_>, view: &Batch<'_>, out: &mut Output) -> Result<(), Error> {
         let (mut closed, mut empty) = (Vec::new(), Vec::new());
         for store in &mut self.stores {
-            store.close(moves, &mut self.key_sets[store.key_set], &mut self.errors, &mut closed, &mut empty)?;
+            let keys = &mut self.key_sets[store.key_set()];
+            let errors = &mut self.errors;
+            match store {
+                Store::Panes(s) => s.close(moves, keys, errors, &mut closed, &mut empty)?,
+                Store::Sessions(s) => s.close(moves, view, keys, errors, &mut closed, &mut empty)?,
+            }
         }
         closed.sort_by_key(|c| c.query);
         empty.sort_by_key(|e| e.query);
@@ -372,42 +481,57 @@ impl Engine {
         Ok(())
     }
 
+    /// Closes what a move without rows passes.
+    fn close_without_rows(&mut self, moved: &[(u32, Vec<(Micros, u32)>)], all: bool) -> Result<Output, Error> {
+        let mut out = Output::default();
+        let finished: Vec<Micros> = self.clocks.list.iter().map(|c| c.finished).collect();
+        let now: Vec<Micros> =
+            self.clocks.list.iter().map(|c| if all { c.watermark.max(c.high) } else { c.watermark }).collect();
+        let blank = self.blank.clone();
+        let view = Batch {
+            len: 0,
+            values: &blank,
+            times: &[],
+            clocks: &[],
+            before: &[],
+            finished: &finished,
+            positions: &[],
+            groups: &[],
+        };
+        let moves = Moves { moved, finished: &finished, now: &now, all };
+        self.close(&moves, &view, &mut out)?;
+        self.sweep(&mut out);
+        Ok(out)
+    }
+
     /// Moves one clock's watermark forward (never back) and closes what it passes.
     pub fn advance(&mut self, clock: &str, watermark: Micros) -> Result<Output, Error> {
-        let mut out = Output::default();
         for keys in &mut self.key_sets {
             keys.thaw();
         }
         let id = self.clocks.id(clock);
         let entry = &mut self.clocks.list[id as usize];
         if watermark <= entry.watermark {
-            return Ok(out);
+            return Ok(Output::default());
         }
         entry.watermark = watermark;
         entry.dirty = true;
-        let finished: Vec<Micros> = self.clocks.list.iter().map(|c| c.finished).collect();
-        let moved = [(id, vec![(watermark, NO_ROW)])];
-        self.close(&Moves { moved: &moved, finished: &finished, all: false }, &mut out)?;
-        self.sweep(&mut out);
-        Ok(out)
+        self.close_without_rows(&[(id, vec![(watermark, NO_ROW)])], false)
     }
 
     /// Closes every window. Afterwards each watermark is the highest event time seen, and what was closed stays closed.
     pub fn close_all(&mut self) -> Result<Output, Error> {
-        let mut out = Output::default();
         for keys in &mut self.key_sets {
             keys.thaw();
         }
-        let finished: Vec<Micros> = self.clocks.list.iter().map(|c| c.finished).collect();
         let moved: Vec<(u32, Vec<(Micros, u32)>)> =
             (0..self.clocks.list.len() as u32).map(|c| (c, Vec::new())).collect();
-        self.close(&Moves { moved: &moved, finished: &finished, all: true }, &mut out)?;
+        let out = self.close_without_rows(&moved, true)?;
         for clock in &mut self.clocks.list {
             clock.watermark = clock.watermark.max(clock.high);
             clock.finished = clock.finished.max(clock.high);
             clock.dirty = true;
         }
-        self.sweep(&mut out);
         Ok(out)
     }
 
@@ -432,17 +556,19 @@ impl Engine {
             ..Stats::default()
         };
         for store in &self.stores {
-            stats.state_bytes += store.pool.size();
-            stats.partly_late += store.partly_late;
-            stats.gap_rows += store.gap_rows;
-            stats.capped += store.pool.capped;
+            stats.state_bytes += store.pool().size();
+            stats.capped += store.pool().capped;
+            if let Store::Panes(panes) = store {
+                stats.partly_late += panes.partly_late;
+                stats.gap_rows += panes.gap_rows;
+            }
         }
         for (i, query) in self.queries.iter().enumerate() {
             let store = &self.stores[self.store_of[i]];
             stats.queries.push(QueryStats {
                 name: query.name().to_owned(),
-                open: store.pool.live(),
-                keys: store.held,
+                open: store.open().0,
+                keys: store.open().1,
                 late: self.late[i],
             });
         }
@@ -500,7 +626,7 @@ impl Engine {
         }
         for (row, stores) in by_row {
             let mut queries: Vec<u16> =
-                stores.iter().flat_map(|s| self.stores[*s].members.iter().map(|m| m.index as u16)).collect();
+                stores.iter().flat_map(|s| self.stores[*s].members().iter().map(|m| m.index as u16)).collect();
             queries.sort_unstable();
             for query in &queries {
                 self.late[*query as usize] += 1;

@@ -24,6 +24,7 @@ mod pool;
 mod quantile;
 mod query;
 mod reject;
+mod sessions;
 mod sql;
 mod time;
 mod window;

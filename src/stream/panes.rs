@@ -481,7 +481,7 @@ impl PaneStore {
                     continue;
                 }
                 self.groups[group as usize].timer = None;
-                let mut next = self.due(&self.groups[group as usize]);
+                let mut next = Some(time);
                 while let Some(end) = next {
                     if end > bound {
                         break;

@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, BooleanArray, UInt32Array};
-use datafusion::arrow::compute::{and, take};
+use datafusion::arrow::array::{Array, ArrayRef, BooleanArray, UInt32Array, new_null_array};
+use datafusion::arrow::compute::{and, interleave, take};
 use datafusion::arrow::datatypes::DataType;
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 use datafusion::physical_expr::GroupsAccumulatorAdapter;
@@ -15,7 +15,7 @@ use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 
 use super::Error;
 use super::columns::States;
-use super::query::fingerprint;
+use super::query::{AggregateCall, fingerprint};
 
 /// No slot.
 pub(super) const NO_SLOT: u32 = u32::MAX;
@@ -27,6 +27,7 @@ pub(super) struct Aggregate {
     pub(super) text: String,
     pub(super) fingerprint: u64,
     call: Arc<AggregateFunctionExpr>,
+    arg_types: Vec<DataType>,
     /// Indices into the engine's expressions.
     pub(super) args: Vec<usize>,
     pub(super) filter: Option<usize>,
@@ -45,12 +46,8 @@ fn accumulator(call: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumu
 }
 
 impl Aggregate {
-    pub(super) fn new(
-        text: &str,
-        call: &Arc<AggregateFunctionExpr>,
-        args: Vec<usize>,
-        filter: Option<usize>,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(spec: &AggregateCall, args: Vec<usize>, filter: Option<usize>) -> Result<Self, Error> {
+        let (call, text) = (&spec.call, spec.text.as_str());
         let types: Vec<DataType> = call.state_fields()?.iter().map(|f| f.data_type().clone()).collect();
         let plain = matches!(call.fun().name(), "sum" | "count" | "min" | "max") && !call.is_distinct();
         let direct = plain && types.len() == 1 && types[0] == *call.field().data_type();
@@ -58,6 +55,7 @@ impl Aggregate {
             text: text.to_owned(),
             fingerprint: fingerprint([text]),
             call: Arc::clone(call),
+            arg_types: spec.args.iter().map(|a| a.ty.clone()).collect(),
             args,
             filter,
             accumulator: accumulator(call)?,
@@ -69,8 +67,8 @@ impl Aggregate {
     /// The state of a group that no row has fed, one row.
     fn empty(&self) -> Result<Vec<ArrayRef>, Error> {
         let mut fresh = accumulator(&self.call)?;
-        let states: Vec<ArrayRef> = self.states.types().iter().map(datafusion::arrow::array::new_empty_array).collect();
-        fresh.merge_batch(&states, &[], 1)?;
+        let args: Vec<ArrayRef> = self.arg_types.iter().map(|t| new_null_array(t, 1)).collect();
+        fresh.update_batch(&args, &[0], Some(&BooleanArray::from(vec![false])), 1)?;
         Ok(fresh.state(EmitTo::All)?)
     }
 }
@@ -157,8 +155,11 @@ impl Pool {
         *e = (e.0.min(lo), e.1.max(hi));
     }
 
-    /// New state of `write[i]` = state of `read[i]` (empty if [`NO_SLOT`]) then the rows with local i, in order. Evidence is
-    /// the caller's. Returns the old states when asked for.
+    /// New state of `write[i]` = state of `read[i]` (empty if [`NO_SLOT`]) then the rows with local i, in order. Every local
+    /// has a row. Evidence is the caller's. Returns the old states when asked for.
+    ///
+    /// Accumulators take it that each call mentions every group below the number of groups it is given, so groups with an
+    /// old state are numbered first: merging mentions exactly those, updating mentions all.
     pub(super) fn update(
         &mut self,
         read: &[u32],
@@ -167,9 +168,27 @@ impl Pool {
         keep_old: bool,
     ) -> Result<Option<Old>, Error> {
         let groups = write.len();
-        let locals: Vec<u32> = (0..groups as u32).filter(|i| read[*i as usize] != NO_SLOT).collect();
-        let old_slots: Vec<u32> = locals.iter().map(|i| read[*i as usize]).collect();
-        let old_groups: Vec<usize> = locals.iter().map(|i| *i as usize).collect();
+        let old_locals: Vec<u32> = (0..groups as u32).filter(|i| read[*i as usize] != NO_SLOT).collect();
+        let held = old_locals.len();
+        let old_slots: Vec<u32> = old_locals.iter().map(|i| read[*i as usize]).collect();
+        let old_groups: Vec<usize> = (0..held).collect();
+        let in_order = old_locals.last().is_none_or(|last| *last as usize == held - 1);
+        let (mut write_to, mut places) = (Vec::new(), Vec::new());
+        if !in_order {
+            let mut place = vec![0usize; groups];
+            write_to = vec![0u32; groups];
+            let (mut next_old, mut next_new) = (0, held);
+            for local in 0..groups {
+                let next = if read[local] == NO_SLOT { &mut next_new } else { &mut next_old };
+                place[local] = *next;
+                write_to[*next] = write[local];
+                *next += 1;
+            }
+            places = feed.locals.iter().map(|l| place[*l]).collect();
+        }
+        let write: &[u32] = if in_order { write } else { &write_to };
+        let locals: &[usize] = if in_order { feed.locals } else { &places };
+
         let whole = feed.rows.len() == feed.len;
         let indices = UInt32Array::from(if whole { Vec::new() } else { feed.rows.to_vec() });
         let mut taken: Vec<Option<ArrayRef>> = vec![None; feed.values.len()];
@@ -192,33 +211,33 @@ impl Pool {
             let mut filter = filter.as_ref().map(boolean).transpose()?.cloned();
             let old = aggregate.states.gather(&old_slots)?;
             if aggregate.states.any_capped() {
-                let open: BooleanArray = feed
-                    .locals
+                let open: BooleanArray = locals
                     .iter()
-                    .map(|l| Some(read[*l] == NO_SLOT || !aggregate.states.is_capped(read[*l])))
+                    .map(|l| Some(old_slots.get(*l).is_none_or(|s| !aggregate.states.is_capped(*s))))
                     .collect();
                 filter = Some(match filter {
                     Some(f) => and(&f, &open)?,
                     None => open,
                 });
             }
-            if !old_slots.is_empty() {
-                aggregate.accumulator.merge_batch(&old, &old_groups, groups)?;
+            if held > 0 {
+                aggregate.accumulator.merge_batch(&old, &old_groups, held)?;
             }
-            aggregate.accumulator.update_batch(&args, feed.locals, filter.as_ref(), groups)?;
+            aggregate.accumulator.update_batch(&args, locals, filter.as_ref(), groups)?;
             let mut new = aggregate.accumulator.state(EmitTo::All)?;
             let mut newly_capped = Vec::new();
             if aggregate.states.grows() {
                 let sizes = aggregate.states.sizes(&new)?;
                 let over: Vec<usize> = (0..groups)
-                    .filter(|i| sizes[*i] > cap && (read[*i] == NO_SLOT || !aggregate.states.is_capped(read[*i])))
+                    .filter(|i| sizes[*i] > cap && old_slots.get(*i).is_none_or(|s| !aggregate.states.is_capped(*s)))
                     .collect();
                 if !over.is_empty() {
-                    new = regrow(aggregate, &locals, &old, feed.locals, &args, filter.as_ref(), &over, &new, cap)?;
+                    let rows = Rows { locals, args: &args, filter: filter.as_ref() };
+                    new = regrow(aggregate, &old, held, &rows, &over, &new, cap)?;
                     newly_capped = over;
                 }
-                for (r, w) in read.iter().zip(write) {
-                    if *r != NO_SLOT && r != w {
+                for (r, w) in old_slots.iter().zip(write) {
+                    if r != w {
                         let capped = aggregate.states.is_capped(*r);
                         aggregate.states.set_capped(*w, capped);
                     }
@@ -233,7 +252,7 @@ impl Pool {
                 saved.push(old);
             }
         }
-        Ok(keep_old.then_some(Old { locals, arrays: saved }))
+        Ok(keep_old.then_some(Old { locals: old_locals, arrays: saved }))
     }
 
     /// Gives `slot` the state a local had before an update; false when it had none.
@@ -295,31 +314,34 @@ impl Pool {
     }
 }
 
+/// The rows of an update, for one aggregate.
+struct Rows<'a> {
+    locals: &'a [usize],
+    args: &'a [ArrayRef],
+    filter: Option<&'a BooleanArray>,
+}
+
 /// Feeds the groups in `over` row by row, stopping each at the first row that takes its state past the cap: where a capped
-/// state stops must not depend on how the batch was cut.
-#[expect(clippy::too_many_arguments, reason = "the parts of one update")]
+/// state stops must not depend on how the batch was cut. Groups below `held` start from their row of `old`.
 fn regrow(
     aggregate: &mut Aggregate,
-    old_locals: &[u32],
     old: &[ArrayRef],
-    locals: &[usize],
-    args: &[ArrayRef],
-    filter: Option<&BooleanArray>,
+    held: usize,
+    rows: &Rows<'_>,
     over: &[usize],
     new: &[ArrayRef],
     cap: usize,
 ) -> Result<Vec<ArrayRef>, Error> {
-    use datafusion::arrow::compute::interleave;
     let mut replaced: Vec<Vec<ArrayRef>> = Vec::with_capacity(over.len());
     for group in over {
         let mut state: Option<Vec<ArrayRef>> =
-            old_locals.binary_search(&(*group as u32)).ok().map(|row| old.iter().map(|a| a.slice(row, 1)).collect());
-        for (row, _) in locals.iter().enumerate().filter(|(_, l)| *l == group) {
+            (*group < held).then(|| old.iter().map(|a| a.slice(*group, 1)).collect());
+        for (row, _) in rows.locals.iter().enumerate().filter(|(_, l)| *l == group) {
             if let Some(state) = &state {
                 aggregate.accumulator.merge_batch(state, &[0], 1)?;
             }
-            let one: Vec<ArrayRef> = args.iter().map(|a| a.slice(row, 1)).collect();
-            let keep = filter.map(|f| f.slice(row, 1));
+            let one: Vec<ArrayRef> = rows.args.iter().map(|a| a.slice(row, 1)).collect();
+            let keep = rows.filter.map(|f| f.slice(row, 1));
             aggregate.accumulator.update_batch(&one, &[0], keep.as_ref(), 1)?;
             let next = aggregate.accumulator.state(EmitTo::All)?;
             let full = aggregate.states.sizes(&next)?.first().is_some_and(|s| *s > cap);

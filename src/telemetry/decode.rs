@@ -15,7 +15,7 @@ use datafusion::arrow::datatypes::DataType;
 use serde_json::value::RawValue;
 
 use super::dead::{DeadLetter, Reason, cut, describe};
-use super::parse::{FieldOrder, Kind, N, Parsed, column, kind, object, record, string};
+use super::parse::{FieldOrder, Kind, N, Parsed, RAWS, column, kind, object, raw_slot, record, string};
 use super::prices::{Prices, Usage};
 use super::redact::{FORBIDDEN, Redactor, write_string};
 use super::schema::{COLUMNS, MONEY, SCHEMA, TIME, col};
@@ -148,10 +148,10 @@ impl Fault {
 /// What a record needs beyond its parsed fields to become a row.
 struct Checked {
     event_type: &'static str,
-    floats: [f64; N],
+    floats: [f64; RAWS],
     total_tokens: i64,
     cost: Option<i128>,
-    provenance: Option<Cow<'static, str>>,
+    provenance: Option<Provenance>,
     labels: Option<String>,
     attributes: Option<String>,
     dropped: u64,
@@ -194,12 +194,14 @@ impl Decoder {
         let Ok(text) = str::from_utf8(payload) else {
             return self.reject(origin, Reason::Decode, "the record is not UTF-8", payload);
         };
-        let fault = match record(text, &mut self.order, &self.redactor, self.ignored) {
-            Ok(parsed) => match check(&parsed, &self.settings, &self.redactor, now) {
+        let mut parsed = Parsed::new();
+        let fault = match record(text, &mut self.order, &self.redactor, self.ignored, &mut parsed) {
+            Ok(()) => match check(&parsed, &self.settings, &self.redactor, now) {
                 Ok(checked) => {
                     let row = self.positions.len();
                     self.tally.dropped_fields += checked.dropped;
-                    append(&mut self.columns, &mut self.tally, row, &parsed, &checked);
+                    let provenance = checked.provenance.map(|p| p.as_str(&self.settings.prices));
+                    append(&mut self.columns, &mut self.tally, row, &parsed, &checked, provenance);
                     self.positions.push(position);
                     self.origins.push(origin);
                     return Pushed::Row(row);
@@ -318,7 +320,7 @@ fn show(at: usize, raw: &RawValue) -> Cow<'_, str> {
 
 fn check(parsed: &Parsed<'_>, settings: &Settings, redactor: &Redactor, now: Wall) -> Result<Checked, Fault> {
     let has = |at: usize| parsed.present >> at & 1 == 1;
-    let text = |at: usize| parsed.texts[at].as_deref();
+    let text = |at: usize| parsed.text(at);
 
     // required
     for at in [col::EVENT_TIME, col::EVENT_TYPE, col::TENANT_ID] {
@@ -337,7 +339,7 @@ fn check(parsed: &Parsed<'_>, settings: &Settings, redactor: &Redactor, now: Wal
     }
 
     // ranges, and the free-form fields
-    let mut floats = [0.0; N];
+    let mut floats = [0.0; RAWS];
     let mut reported = None;
     let mut bits = parsed.present;
     while bits != 0 {
@@ -347,7 +349,7 @@ fn check(parsed: &Parsed<'_>, settings: &Settings, redactor: &Redactor, now: Wal
         if parsed.beyond >> at & 1 == 1 {
             return Err(Fault::out_of_range(format!("{name} is beyond its type")));
         }
-        let number = || parsed.raws[at].map_or("", RawValue::get);
+        let number = || parsed.raw(at).map_or("", RawValue::get);
         match kind(at) {
             Kind::Text => {
                 let value = text(at).unwrap_or_default();
@@ -359,7 +361,7 @@ fn check(parsed: &Parsed<'_>, settings: &Settings, redactor: &Redactor, now: Wal
                     return Err(Fault::out_of_range(format!("{name} has more than {MAX_ID} bytes")));
                 }
             }
-            Kind::Count if parsed.counts[at] < 0 => return Err(Fault::out_of_range(format!("{name} is negative"))),
+            Kind::Count if parsed.count(at) < 0 => return Err(Fault::out_of_range(format!("{name} is negative"))),
             Kind::Money => match money::parse(number()) {
                 Ok(cost) if cost >= 0 => reported = Some(cost),
                 Ok(_) => return Err(Fault::out_of_range(format!("{name} is negative"))),
@@ -371,32 +373,33 @@ fn check(parsed: &Parsed<'_>, settings: &Settings, redactor: &Redactor, now: Wal
                     return Err(Fault::out_of_range(format!("{name} is not from 0 to {max}")));
                 }
                 // -0 is 0
-                floats[at] = value + 0.0;
+                floats[raw_slot(at)] = value + 0.0;
             }
             Kind::Duration => {
                 let value = number().parse::<f64>().unwrap_or(f64::NAN);
                 if !(value >= 0.0 && value.is_finite()) {
                     return Err(Fault::out_of_range(format!("{name} is negative or beyond its type")));
                 }
-                floats[at] = value + 0.0;
+                floats[raw_slot(at)] = value + 0.0;
             }
             Kind::Count | Kind::Time | Kind::Flag | Kind::Object | Kind::Ours => {}
         }
     }
 
-    let total_tokens = parsed.counts[col::INPUT_TOKENS]
-        .checked_add(parsed.counts[col::OUTPUT_TOKENS])
+    let total_tokens = parsed
+        .count(col::INPUT_TOKENS)
+        .checked_add(parsed.count(col::OUTPUT_TOKENS))
         .ok_or_else(|| Fault::out_of_range("input_tokens and output_tokens together are beyond 64 bits"))?;
 
     let mut dropped = parsed.dropped;
-    let labels = match parsed.raws[col::LABELS] {
+    let labels = match parsed.raw(col::LABELS) {
         Some(raw) => redactor.labels(raw, &mut dropped).map_err(Fault::decode)?,
         None => None,
     };
-    let attributes = if parsed.extra.is_empty() && parsed.raws[col::ATTRIBUTES].is_none() {
+    let attributes = if parsed.extra.is_empty() && parsed.raw(col::ATTRIBUTES).is_none() {
         None
     } else {
-        redactor.attributes(&parsed.extra, parsed.raws[col::ATTRIBUTES], &mut dropped).map_err(Fault::decode)?
+        redactor.attributes(&parsed.extra, parsed.raw(col::ATTRIBUTES), &mut dropped).map_err(Fault::decode)?
     };
 
     let (cost, provenance) = cost(parsed, reported, *event_type == "run.step", &settings.prices)?;
@@ -406,7 +409,25 @@ fn check(parsed: &Parsed<'_>, settings: &Settings, redactor: &Redactor, now: Wal
     Ok(Checked { event_type, floats, total_tokens, cost, provenance, labels, attributes, dropped })
 }
 
-type Cost = (Option<i128>, Option<Cow<'static, str>>);
+/// Where a cost is from.
+#[derive(Debug, Clone, Copy)]
+enum Provenance {
+    Reported,
+    Table,
+    Unknown,
+}
+
+impl Provenance {
+    fn as_str(self, prices: &Prices) -> &str {
+        match self {
+            Self::Reported => "reported",
+            Self::Table => prices.provenance(),
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+type Cost = (Option<i128>, Option<Provenance>);
 
 /// Reported, else from the table, else unknown if there was usage; nothing for events without any.
 fn cost(parsed: &Parsed<'_>, reported: Option<i128>, step: bool, prices: &Prices) -> Result<Cost, Fault> {
@@ -417,33 +438,40 @@ fn cost(parsed: &Parsed<'_>, reported: Option<i128>, step: bool, prices: &Prices
         | 1 << col::TOTAL_TOKENS;
     const PRICED: u64 = TOKENS & !(1 << col::TOTAL_TOKENS);
     if reported.is_some() {
-        return Ok((reported, Some(Cow::Borrowed("reported"))));
+        return Ok((reported, Some(Provenance::Reported)));
     }
     if parsed.present & TOKENS == 0 && !step {
         return Ok((None, None));
     }
-    let unknown = Ok((None, Some(Cow::Borrowed("unknown"))));
-    let (Some(provider), Some(model)) = (&parsed.texts[col::PROVIDER], &parsed.texts[col::MODEL]) else {
+    let unknown = Ok((None, Some(Provenance::Unknown)));
+    let (Some(provider), Some(model)) = (parsed.text(col::PROVIDER), parsed.text(col::MODEL)) else {
         return unknown;
     };
     if parsed.present & PRICED == 0 {
         return unknown; // a total alone does not say which tokens they were
     }
     let usage = Usage {
-        input: parsed.counts[col::INPUT_TOKENS],
-        output: parsed.counts[col::OUTPUT_TOKENS],
-        cached: parsed.counts[col::CACHED_TOKENS],
-        reasoning: parsed.counts[col::REASONING_TOKENS],
+        input: parsed.count(col::INPUT_TOKENS),
+        output: parsed.count(col::OUTPUT_TOKENS),
+        cached: parsed.count(col::CACHED_TOKENS),
+        reasoning: parsed.count(col::REASONING_TOKENS),
     };
     match prices.cost(provider, model, parsed.time, usage) {
         Some(cost) if cost > money::MAX => Err(Fault::out_of_range("the cost of these tokens is beyond DECIMAL(18,9)")),
-        Some(cost) => Ok((Some(cost), Some(Cow::Owned(prices.provenance().to_owned())))),
+        Some(cost) => Ok((Some(cost), Some(Provenance::Table))),
         None => unknown,
     }
 }
 
 /// Appends a checked record as row `row`.
-fn append(columns: &mut [Column], tally: &mut Tally, row: usize, parsed: &Parsed<'_>, checked: &Checked) {
+fn append(
+    columns: &mut [Column],
+    tally: &mut Tally,
+    row: usize,
+    parsed: &Parsed<'_>,
+    checked: &Checked,
+    provenance: Option<&str>,
+) {
     let mut bits = parsed.present;
     while bits != 0 {
         let at = bits.trailing_zeros() as usize;
@@ -452,7 +480,7 @@ fn append(columns: &mut [Column], tally: &mut Tally, row: usize, parsed: &Parsed
         match kind(at) {
             Kind::Time => column.time(row, parsed.time),
             Kind::Text => {
-                let value = parsed.texts[at].as_deref().unwrap_or_default();
+                let value = parsed.text(at).unwrap_or_default();
                 if at == col::EVENT_TYPE {
                     column.text(row, checked.event_type);
                 } else if matches!(at, col::ERROR_MESSAGE | col::TITLE) {
@@ -464,8 +492,8 @@ fn append(columns: &mut [Column], tally: &mut Tally, row: usize, parsed: &Parsed
                     column.text(row, known.map_or(value, |known| known));
                 }
             }
-            Kind::Count => column.count(row, parsed.counts[at]),
-            Kind::Score(_) | Kind::Duration => column.float(row, checked.floats[at]),
+            Kind::Count => column.count(row, parsed.count(at)),
+            Kind::Score(_) | Kind::Duration => column.float(row, checked.floats[raw_slot(at)]),
             Kind::Flag => column.flag(row, parsed.flags >> at & 1 == 1),
             Kind::Money | Kind::Object | Kind::Ours => {}
         }
@@ -477,7 +505,7 @@ fn append(columns: &mut [Column], tally: &mut Tally, row: usize, parsed: &Parsed
     if let Some(cost) = checked.cost {
         columns[col::COST_USD].money(row, cost);
     }
-    if let Some(provenance) = &checked.provenance {
+    if let Some(provenance) = provenance {
         columns[col::COST_PROVENANCE].text(row, provenance);
     }
     if let Some(labels) = &checked.labels {

@@ -6,7 +6,9 @@
 
 mod dead;
 mod decode;
+pub mod dedup;
 mod encode;
+pub mod files;
 mod money;
 mod murmur;
 mod parse;
@@ -21,6 +23,7 @@ use datafusion::arrow::array::RecordBatch;
 
 pub use self::dead::{DeadLetter, Reason};
 pub use self::decode::{Decoded, Decoder, Pushed, Settings, Tally};
+pub use self::dedup::Dedup;
 pub use self::encode::{Encoder, redacted_json};
 pub use self::murmur::tenant_partition;
 pub use self::prices::Prices;

@@ -67,22 +67,94 @@ pub(super) fn column(name: &str) -> Option<usize> {
     COLUMNS.iter().position(|(known, _)| *known == name).filter(|at| kind(*at) != Kind::Ours)
 }
 
+/// Rank of each column among those that are held alike, so that a parsed record stays small.
+const SLOTS: [usize; N] = {
+    let (mut slots, mut at) = ([0; N], 0);
+    let (mut texts, mut counts, mut raws) = (0, 0, 0);
+    while at < N {
+        let next = match kind(at) {
+            Kind::Text => &mut texts,
+            Kind::Count => &mut counts,
+            _ => &mut raws,
+        };
+        slots[at] = *next;
+        *next += 1;
+        at += 1;
+    }
+    slots
+};
+
+/// Columns for which `held` is true.
+const fn ranks(texts: bool, counts: bool) -> usize {
+    let (mut n, mut at) = (0, 0);
+    while at < N {
+        n += match kind(at) {
+            Kind::Text => texts as usize,
+            Kind::Count => counts as usize,
+            _ => !(texts || counts) as usize,
+        };
+        at += 1;
+    }
+    n
+}
+
+const TEXTS: usize = ranks(true, false);
+const COUNTS: usize = ranks(false, true);
+/// Slots of columns that are neither text nor counts.
+pub(super) const RAWS: usize = ranks(false, false);
+
+/// Slot of a column that is neither text nor a count.
+pub(super) const fn raw_slot(column: usize) -> usize {
+    SLOTS[column]
+}
+
 /// The typed fields of one record.
 pub(super) struct Parsed<'a> {
     /// Bit per column that is present and not null.
     pub present: u64,
     /// Bit per column whose number does not fit 64 bits.
     pub beyond: u64,
-    pub texts: [Option<Cow<'a, str>>; N],
-    pub counts: [i64; N],
-    /// `Money`, `Score` and `Duration` as JSON number text; `Object` as JSON.
-    pub raws: [Option<&'a RawValue>; N],
+    texts: [Option<Cow<'a, str>>; TEXTS],
+    counts: [i64; COUNTS],
+    raws: [Option<&'a RawValue>; RAWS],
     pub time: i64,
     pub flags: u64,
     /// Fields outside the contract that the allow-list keeps.
     pub extra: Vec<(&'a str, &'a RawValue)>,
     /// Fields dropped because nobody listed them.
     pub dropped: u64,
+}
+
+impl<'a> Parsed<'a> {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self {
+            present: 0,
+            beyond: 0,
+            texts: [const { None }; TEXTS],
+            counts: [0; COUNTS],
+            raws: [None; RAWS],
+            time: 0,
+            flags: 0,
+            extra: Vec::new(),
+            dropped: 0,
+        }
+    }
+
+    /// A `Text` column.
+    pub fn text(&self, column: usize) -> Option<&str> {
+        self.texts[SLOTS[column]].as_deref()
+    }
+
+    /// A `Count` column; 0 if absent.
+    pub const fn count(&self, column: usize) -> i64 {
+        self.counts[SLOTS[column]]
+    }
+
+    /// A `Money`, `Score` or `Duration` column as JSON number text; an `Object` as JSON.
+    pub const fn raw(&self, column: usize) -> Option<&'a RawValue> {
+        self.raws[SLOTS[column]]
+    }
 }
 
 /// Why a record cannot be read. The text names field and place, never content.
@@ -117,31 +189,19 @@ impl FieldOrder {
     }
 }
 
-/// Reads one record. `ignored` has a bit per column that is dropped although the contract knows it.
+/// Reads one record into `parsed`, which is new. `ignored` has a bit per column that is dropped although the contract
+/// knows it.
 pub(super) fn record<'a>(
     text: &'a str,
     order: &mut FieldOrder,
     redactor: &'a Redactor,
     ignored: u64,
-) -> Result<Parsed<'a>, Unreadable> {
-    let mut parsed = Parsed {
-        present: 0,
-        beyond: 0,
-        texts: [const { None }; N],
-        counts: [0; N],
-        raws: [None; N],
-        time: 0,
-        flags: 0,
-        extra: Vec::new(),
-        dropped: 0,
-    };
+    parsed: &mut Parsed<'a>,
+) -> Result<(), Unreadable> {
     let mut doing = Doing::Start;
     let mut de = serde_json::Deserializer::from_str(text);
-    let visitor = Record { parsed: &mut parsed, order, redactor, ignored, doing: &mut doing };
-    match de.deserialize_map(visitor).and_then(|()| de.end()) {
-        Ok(()) => Ok(parsed),
-        Err(error) => Err(explain(&error, doing)),
-    }
+    let visitor = Record { parsed, order, redactor, ignored, doing: &mut doing };
+    de.deserialize_map(visitor).and_then(|()| de.end()).map_err(|error| explain(&error, doing))
 }
 
 /// What the parser was at when it stopped.
@@ -238,12 +298,12 @@ impl<'a> Visitor<'a> for Record<'_, 'a> {
                 Kind::Text => {
                     let text = map.next_value_seed(Text)?;
                     let present = text.is_some();
-                    parsed.texts[column] = text;
+                    parsed.texts[SLOTS[column]] = text;
                     present
                 }
                 Kind::Count => match map.next_value_seed(Integer)? {
                     Number::Is(value) => {
-                        parsed.counts[column] = value;
+                        parsed.counts[SLOTS[column]] = value;
                         true
                     }
                     Number::Beyond => {
@@ -275,7 +335,7 @@ impl<'a> Visitor<'a> for Record<'_, 'a> {
                     match raw.get().as_bytes().first() {
                         Some(b'n') => false,
                         Some(b'-' | b'0'..=b'9') => {
-                            parsed.raws[column] = Some(raw);
+                            parsed.raws[SLOTS[column]] = Some(raw);
                             true
                         }
                         _ => return Err(A::Error::custom("")),
@@ -286,7 +346,7 @@ impl<'a> Visitor<'a> for Record<'_, 'a> {
                     match raw.get().as_bytes().first() {
                         Some(b'n') => false,
                         Some(b'{') => {
-                            parsed.raws[column] = Some(raw);
+                            parsed.raws[SLOTS[column]] = Some(raw);
                             true
                         }
                         _ => return Err(A::Error::custom("")),

@@ -256,7 +256,7 @@ from = "2026-01-01T00:00:00Z"
                 .unwrap();
         let input = |input| table.cost("p", "m", 0, Usage { input, ..Usage::default() });
         assert_eq!(input(1), Some(1), "0.5 of the last digit");
-        assert_eq!(table.cost("p", "m", 0, Usage { output: i64::MAX, ..Usage::default() }).is_some(), true);
+        assert!(table.cost("p", "m", 0, Usage { output: i64::MAX, ..Usage::default() }).is_some());
     }
 
     #[test]

@@ -14,3 +14,4 @@ mod real_hour;
 mod stream;
 mod support;
 mod walls;
+mod telemetry;

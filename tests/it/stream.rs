@@ -138,6 +138,12 @@ const WINDOWS: [&str; 6] = [
     "hop(telemetry, event_time, INTERVAL '10 seconds', INTERVAL '4 seconds')",
     "hop(telemetry, event_time, INTERVAL '1 seconds', INTERVAL '90 seconds')",
 ];
+const SESSIONS: [&str; 4] = [
+    "session(telemetry, event_time, INTERVAL '3 seconds')",
+    "session(telemetry, event_time, INTERVAL '3 seconds', kind = 'end')",
+    "session(telemetry, event_time, INTERVAL '20 seconds', kind = 'end')",
+    "session(telemetry, event_time, INTERVAL '1 seconds', kind IN ('end', 'started'))",
+];
 const VALUES: [&str; 14] = [
     "count(*)",
     "sum(n)",
@@ -199,6 +205,61 @@ proptest! {
         }
         prop_assert_eq!(engine.stats().keys, 0, "everything closed and freed");
         prop_assert!(engine.stats().queries.iter().all(|q| q.open == 0 && q.keys == 0));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn finals_of_sessions_equal_the_batch_query(
+        rows in rows(100, 20 * S, 3),
+        list in prop::collection::vec(sql(&SESSIONS), 1..4),
+        cuts in prop::collection::vec(0usize..1000, 0..6),
+        lateness in prop::sample::select(vec![21 * S, 60 * S]),
+    ) {
+        let settings = settings(lateness);
+        let queries: Vec<_> = list.iter().map(|q| compile(q, &settings)).collect();
+        let mut engine = Engine::new(queries.clone(), settings).unwrap();
+        let mut outputs: Vec<Output> = feed(&mut engine, &rows, &cuts, &mut NoWatch).into_iter().map(|o| o.1).collect();
+        outputs.push(engine.close_all().unwrap());
+        prop_assert!(outputs.iter().all(|o| o.late.is_empty()), "all rows are within the lateness");
+        for (i, query) in queries.iter().enumerate() {
+            let got = texts(&finals(i, query.output_schema(), &outputs));
+            let want = texts(&run_batch(query, &rows));
+            prop_assert_eq!(got, want, "{}", list[i]);
+        }
+        prop_assert!(engine.stats().queries.iter().all(|q| q.open == 0));
+    }
+
+    #[test]
+    fn sessions_of_the_rows_that_were_not_late_equal_the_batch_query(
+        rows in rows(150, 20 * S, 2),
+        window in prop::sample::select(&SESSIONS[..]),
+        cuts in prop::collection::vec(0usize..1000, 0..6),
+        lateness in prop::sample::select(vec![0, S, 5 * S]),
+    ) {
+        let settings = settings(lateness);
+        let sql = format!("SELECT tenant_id, k, window_start, window_end, sum(n) AS value, count(*) AS c FROM {window} GROUP BY tenant_id, k, window_start, window_end");
+        let query = compile(&sql, &settings);
+        let mut engine = Engine::new(vec![Arc::clone(&query)], settings).unwrap();
+        let mut outputs = feed(&mut engine, &rows, &cuts, &mut NoWatch);
+        outputs.push((0, engine.close_all().unwrap()));
+        let late: Vec<usize> = outputs.iter().flat_map(|(from, o)| o.late.iter().map(move |l| from + l.row as usize)).collect();
+        let kept: Vec<Row> = rows.iter().enumerate().filter(|(i, _)| !late.contains(i)).map(|(_, r)| r.clone()).collect();
+        let outputs: Vec<Output> = outputs.into_iter().map(|o| o.1).collect();
+        let got = texts(&finals(0, query.output_schema(), &outputs));
+        prop_assert_eq!(got, texts(&run_batch(&query, &kept)));
+    }
+
+    #[test]
+    fn cuts_of_the_input_change_no_session(
+        rows in rows(80, 12 * S, 2),
+        list in prop::collection::vec(exact_sql(&SESSIONS), 1..4),
+        cuts in prop::collection::vec(0usize..1000, 0..6),
+        lateness in prop::sample::select(vec![0, 2 * S, 8 * S, 30 * S]),
+    ) {
+        check_cuts(&list, &rows, &cuts, lateness, true)?;
     }
 }
 
@@ -312,6 +373,7 @@ fn check_cuts(
                     .traces
                     .iter()
                     .filter(|t| t.query == early.query && t.group == early.group[i])
+                    .filter(|t| queries[t.query].window().is_hop() || t.steps.window.contains(&early.window[i]))
                     .flat_map(|t| {
                         (0..t.steps.at.len()).map(|s| (number(t.steps.rows.column(value), s), t.steps.window[s]))
                     })
