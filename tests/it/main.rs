@@ -11,6 +11,7 @@ mod determinism;
 mod manual;
 mod observability;
 mod real_hour;
+mod sidecar;
 mod stream;
 mod support;
 mod walls;
