@@ -142,13 +142,18 @@ impl Correlation {
         let mut alerts = Vec::new();
         let members: Vec<&Member> =
             entries.iter().filter_map(|e| if let Entry::Member(m) = e { Some(&**m) } else { None }).collect();
-        let places = self.place(&members, &mut alerts)?;
-        let mut places = places.into_iter();
+        let placed = self.place(&members)?;
+        let (mut places, mut closed) = (placed.places.into_iter().zip(0u32..), placed.closed.into_iter().peekable());
         for entry in entries {
             match entry {
                 Entry::Member(member) => {
-                    if let Some(Some((key, start))) = places.next() {
+                    let Some((place, at)) = places.next() else { continue };
+                    if let Some((key, start)) = place {
                         self.join(*member, key, start, &mut alerts);
+                    }
+                    // what this member's clock closed, after its own effect
+                    while let Some((_, key, start)) = closed.next_if(|c| c.0 <= at) {
+                        self.close(key, start, &mut alerts);
                     }
                 }
                 Entry::Down(tenant, cause) => self.down(tenant, cause, &mut alerts),
@@ -158,21 +163,25 @@ impl Correlation {
         for tenant in tenants {
             if let Some(clock) = clocks(&tenant) {
                 let output = self.engine.advance(&tenant, clock)?;
-                self.close(&output, &mut alerts);
+                for (_, key, start) in closes(&output) {
+                    self.close(key, start, &mut alerts);
+                }
             }
         }
         if finish {
             let output = self.engine.close_all()?;
-            self.close(&output, &mut alerts);
+            for (_, key, start) in closes(&output) {
+                self.close(key, start, &mut alerts);
+            }
         }
         Ok(alerts)
     }
 
-    /// Pushes the members through the session window: (key, session start) of each.
-    fn place(&mut self, members: &[&Member], alerts: &mut Vec<Alert>) -> Result<Vec<Option<(Key, Micros)>>, stream::Error> {
+    /// Pushes the members through the session window.
+    fn place(&mut self, members: &[&Member]) -> Result<Placed, stream::Error> {
         let mut places = vec![None; members.len()];
         if members.is_empty() {
-            return Ok(places);
+            return Ok(Placed { places, closed: Vec::new() });
         }
         let positions: Vec<i64> = (0..).take(members.len()).collect();
         let output = self.engine.push(&batch(members)?, &positions, &mut All)?;
@@ -186,8 +195,7 @@ impl Correlation {
                 }
             }
         }
-        self.close(&output, alerts);
-        Ok(places)
+        Ok(Placed { places, closed: closes(&output) })
     }
 
     fn join(&mut self, member: Member, key: Key, start: Micros, alerts: &mut Vec<Alert>) {
@@ -257,19 +265,13 @@ impl Correlation {
         self.resolve(&key, alerts);
     }
 
-    fn close(&mut self, output: &Output, alerts: &mut Vec<Alert>) {
-        for closed in &output.closed {
-            for (row, window) in closed.window.iter().enumerate() {
-                let key = (text(&closed.rows, "tenant_id", row), text(&closed.rows, "correlation_key", row));
-                if let Some(open) = self.open.get_mut(&key) {
-                    for alert in open.iter_mut().filter(|a| a.window_start == window.0) {
-                        alert.window_open = false;
-                    }
-                    self.dirty.insert(key.clone());
-                }
-                self.resolve(&key, alerts);
-            }
+    fn close(&mut self, key: Key, start: Micros, alerts: &mut Vec<Alert>) {
+        let Some(open) = self.open.get_mut(&key) else { return };
+        for alert in open.iter_mut().filter(|a| a.window_start == start) {
+            alert.window_open = false;
         }
+        self.dirty.insert(key.clone());
+        self.resolve(&key, alerts);
     }
 
     fn resolve(&mut self, key: &Key, alerts: &mut Vec<Alert>) {
@@ -335,6 +337,28 @@ impl Correlation {
     pub fn restored(&mut self) -> Result<(), stream::RestoreError> {
         self.engine.finish_restore()
     }
+}
+
+/// Where members fell, and which sessions closed at which member.
+struct Placed {
+    /// (key, session start) of each member.
+    places: Vec<Option<(Key, Micros)>>,
+    /// (member, key, session start), by member.
+    closed: Vec<Closed>,
+}
+
+type Closed = (u32, Key, Micros);
+
+/// The sessions that closed, with or without a row (HAVING), by the member that closed them.
+fn closes(output: &Output) -> Vec<Closed> {
+    let of = |rows: &RecordBatch, at: &[u32], windows: &[(Micros, Micros)]| -> Vec<Closed> {
+        let key = |row| (text(rows, "tenant_id", row), text(rows, "correlation_key", row));
+        at.iter().zip(windows).enumerate().map(|(row, (at, window))| (*at, key(row), window.0)).collect()
+    };
+    let mut all: Vec<Closed> = output.closed.iter().flat_map(|c| of(&c.rows, &c.at, &c.window)).collect();
+    all.extend(output.empty.iter().flat_map(|e| of(&e.keys, &e.at, &e.window)));
+    all.sort();
+    all
 }
 
 fn fresh(key: &Key, member: &Member, start: Micros) -> Open {

@@ -228,7 +228,7 @@ fn most_restrictive(group: &[Candidate<'_>]) -> EffectiveLimit {
         (0..group.len()).min_by_key(|i| f(&group[*i])).unwrap_or(0)
     };
     let by_max = first(&|c| c.limit.max);
-    let by_near = first(&Candidate::near_at);
+    let by_near = first(&|c| c.near_at());
     let by_action = (0..group.len()).rev().max_by_key(|i| group[*i].limit.on_breach).unwrap_or(0);
     let mut limit = group[by_max].alone("won", "smallest limit".to_owned());
     limit.near_at = group[by_near].near_at();

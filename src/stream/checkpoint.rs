@@ -1,4 +1,4 @@
-//! What changed since the last checkpoint, and the envelope around each value.
+//! What changed since the last checkpoint.
 
 /// Changes of one store: slots touched, and names of those gone.
 #[derive(Debug, Default)]
@@ -7,6 +7,7 @@ pub(super) struct Dirty {
     flags: Vec<u8>,
     list: Vec<u32>,
     tombs: Vec<Vec<u8>>,
+    stored: u64,
 }
 
 const TOUCHED: u8 = 1;
@@ -30,6 +31,7 @@ impl Dirty {
         if let Some(flags) = self.flags.get_mut(slot as usize) {
             if *flags & STORED != 0 {
                 self.tombs.push(key());
+                self.stored -= 1;
             }
             *flags = 0;
         }
@@ -41,7 +43,15 @@ impl Dirty {
         if self.flags.len() <= at {
             self.flags.resize(at + 1, 0);
         }
-        self.flags[at] |= STORED;
+        if self.flags[at] & STORED == 0 {
+            self.flags[at] |= STORED;
+            self.stored += 1;
+        }
+    }
+
+    /// How many slots the checkpoint knows.
+    pub(super) fn stored_now(&self) -> u64 {
+        self.stored
     }
 
     /// The touched slots, ascending, and the deleted names; both are forgotten.
@@ -51,7 +61,9 @@ impl Dirty {
         list.dedup();
         list.retain(|s| self.flags[*s as usize] & TOUCHED != 0);
         for slot in &list {
-            self.flags[*slot as usize] = STORED;
+            let flags = &mut self.flags[*slot as usize];
+            self.stored += u64::from(*flags & STORED == 0);
+            *flags = STORED;
         }
         (list, std::mem::take(&mut self.tombs))
     }

@@ -120,7 +120,6 @@ pub(super) struct Cells {
 
 /// The state of one aggregate for all slots.
 pub(super) struct States {
-    types: Vec<DataType>,
     converter: RowConverter,
     parser: RowParser,
     kind: Kind,
@@ -146,11 +145,7 @@ impl States {
             ),
             None => Kind::Cells(Cells { cells: Vec::new(), bytes: 0, capped: Vec::new(), capped_now: 0 }),
         };
-        Ok(Self { types, converter, parser, kind })
-    }
-
-    pub(super) fn types(&self) -> &[DataType] {
-        &self.types
+        Ok(Self { converter, parser, kind })
     }
 
     /// Whether the state may grow with its input.

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use datafusion::arrow::datatypes::{Field, Schema, SchemaRef};
-use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{Column, DFSchema, DataFusionError, Result};
 use datafusion::config::Dialect;
 use datafusion::datasource::empty::EmptyTable;
@@ -19,14 +18,14 @@ use datafusion::logical_expr::expr::AggregateFunction;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::utils::split_conjunction_owned;
-use datafusion::logical_expr::{AggregateUDF, Expr, ExprSchemable, LogicalPlan};
+use datafusion::logical_expr::{AggregateUDF, Expr, ExprSchemable};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::aggregate::LoweredAggregateBuilder;
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use super::Settings;
-use super::assign::{END, START, WindowPlanner};
+use super::assign::WindowPlanner;
 use super::flatten::{self, Flat};
 use super::monotone::Judge;
 use super::quantile::Quantile;
@@ -410,11 +409,3 @@ fn explain(query: &str, error: &DataFusionError) -> CompileError {
     }
     out
 }
-
-/// Whether the plan's leaf is the window node: used by the batch oracle.
-pub(super) fn has_window(plan: &LogicalPlan) -> bool {
-    plan.exists(|p| Ok(matches!(p, LogicalPlan::Extension(_)))).unwrap_or(false)
-}
-
-/// The names the output must have for windows to be readable.
-pub const WINDOW_COLUMNS: [&str; 2] = [START, END];

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, new_empty_array};
 use datafusion::arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
+use datafusion::common::Column;
 use datafusion::physical_expr::PhysicalExpr;
 
 use crate::clock::Micros;
@@ -17,6 +18,7 @@ use super::emit::{Member, evaluate};
 use super::keys::{KeySet, clock_text};
 use super::output::{Late, NO_ROW, Output, QueryRows, QueryStats, Stats, Watch};
 use super::panes::PaneStore;
+use super::persist::Restoring;
 use super::pool::{Aggregate, Pool, boolean};
 use super::query::{Expression, Query, fingerprint};
 use super::sessions::{SessionStore, Shape};
@@ -80,20 +82,34 @@ impl Moves<'_> {
 }
 
 /// State of the queries with one key set, window and filter.
-enum Store {
+pub(super) enum Store {
     Panes(Box<PaneStore>),
     Sessions(Box<SessionStore>),
 }
 
 impl Store {
-    fn key_set(&self) -> usize {
+    pub(super) fn key_set(&self) -> usize {
         match self {
             Self::Panes(s) => s.key_set,
             Self::Sessions(s) => s.key_set,
         }
     }
 
-    fn members(&self) -> &[Member] {
+    pub(super) fn fingerprint(&self) -> u64 {
+        match self {
+            Self::Panes(s) => s.fingerprint,
+            Self::Sessions(s) => s.fingerprint,
+        }
+    }
+
+    pub(super) fn members_mut(&mut self) -> &mut [Member] {
+        match self {
+            Self::Panes(s) => &mut s.members,
+            Self::Sessions(s) => &mut s.members,
+        }
+    }
+
+    pub(super) fn members(&self) -> &[Member] {
         match self {
             Self::Panes(s) => &s.members,
             Self::Sessions(s) => &s.members,
@@ -110,7 +126,7 @@ impl Store {
     /// (panes or open sessions, keys)
     fn open(&self) -> (usize, usize) {
         match self {
-            Self::Panes(s) => (s.pool.live(), s.held),
+            Self::Panes(s) => (s.open, s.held),
             Self::Sessions(s) => (s.sessions, s.held),
         }
     }
@@ -122,15 +138,18 @@ pub struct Engine {
     queries: Vec<Arc<Query>>,
     schema: Option<SchemaRef>,
     expressions: Vec<Arc<dyn PhysicalExpr>>,
-    key_sets: Vec<KeySet>,
-    stores: Vec<Store>,
+    pub(super) key_sets: Vec<KeySet>,
+    /// Per key set: which of its columns is the clock.
+    pub(super) clock_columns: Vec<usize>,
+    pub(super) stores: Vec<Store>,
     /// Stands for the values of an empty batch.
-    blank: Vec<ArrayRef>,
+    pub(super) blank: Vec<ArrayRef>,
     /// Per store: expressions a row must satisfy.
     filters: Vec<Vec<usize>>,
     /// Per query: its store.
     store_of: Vec<usize>,
-    clocks: Clocks,
+    pub(super) clocks: Clocks,
+    pub(super) restoring: Restoring,
     null_time: u64,
     errors: u64,
     late: Vec<u64>,
@@ -157,6 +176,8 @@ impl Engine {
             filters: Vec::new(),
             store_of: vec![0; queries.len()],
             clocks: Clocks::default(),
+            restoring: Restoring::default(),
+            clock_columns: Vec::new(),
             null_time: 0,
             errors: 0,
             queries,
@@ -199,10 +220,12 @@ impl Engine {
             stores[store].2.push(index);
             self.store_of[index] = store;
         }
+        let clock = Column::new(Some(self.settings.table.as_str()), self.settings.clock_column.as_str()).flat_name();
         for keys in &key_sets {
             let columns = keys.iter().map(&mut register).collect();
             let types: Vec<_> = keys.iter().map(|k| k.ty.clone()).collect();
             self.key_sets.push(KeySet::new(columns, &types)?);
+            self.clock_columns.push(keys.iter().position(|k| k.text == clock).unwrap_or_default());
         }
         for (_, set, indices) in stores {
             let mut aggregates: Vec<Aggregate> = Vec::new();

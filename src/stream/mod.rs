@@ -20,6 +20,7 @@ mod metric;
 mod monotone;
 mod output;
 mod panes;
+mod persist;
 mod pool;
 mod quantile;
 mod query;
@@ -27,12 +28,14 @@ mod reject;
 mod sessions;
 mod sql;
 mod time;
+mod tree;
 mod window;
 
 pub use compile::{CompileError, Compiler};
 pub use engine::Engine;
 pub use metric::{Emit, Metric, MetricError, Scope, parse_metric, parse_metrics};
 pub use output::{Empty, Late, NO_ROW, NoWatch, Output, QueryRows, QueryStats, Stats, Trace, Watch};
+pub use persist::RestoreError;
 pub use query::Query;
 pub use window::{MAX_PANES, Window};
 

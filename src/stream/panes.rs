@@ -20,6 +20,7 @@ use super::keys::{KeySet, NONE};
 use super::output::{Empty, NO_ROW, QueryRows, Trace};
 use super::pool::{Feed, NO_SLOT, NOTHING, Old, Pool};
 use super::time::closed_until;
+use super::tree::{Jobs, LINEAR, Panes, Tree};
 use super::window::Grid;
 
 /// No timer.
@@ -37,8 +38,68 @@ struct Group {
     panes: Vec<Pane>,
     /// Window ends at which the contents change because a pane enters or was touched; ascending, distinct.
     changes: Vec<Micros>,
-    /// The entry in the clock's heap that counts; 0 entries: [`NO_TIME`].
+    /// The entry in the clock's heap that counts.
     timer: Option<Micros>,
+    /// Made when a window first has many panes.
+    tree: Option<Box<Tree>>,
+}
+
+/// The panes of a group as they are.
+struct Now<'a> {
+    panes: &'a [Pane],
+    pane: Micros,
+}
+
+impl Now<'_> {
+    fn range(&self, from: i64, to: i64) -> &[Pane] {
+        let (from, to) = (from * self.pane, to * self.pane);
+        let start = self.panes.partition_point(|p| p.start < from);
+        let end = start + self.panes[start..].partition_point(|p| p.start < to);
+        &self.panes[start..end]
+    }
+}
+
+impl Panes for Now<'_> {
+    fn slots(&self, from: i64, to: i64, out: &mut Vec<u32>) {
+        out.extend(self.range(from, to).iter().map(|p| p.slot));
+    }
+    fn any(&self, from: i64, to: i64) -> bool {
+        !self.range(from, to).is_empty()
+    }
+    fn differs(&self, _: i64, _: i64) -> bool {
+        false
+    }
+}
+
+/// The panes of a group as they were at a row of the sub-batch: touched ones stand in scratch slots, or are not there yet.
+struct Then<'a> {
+    now: Now<'a>,
+    /// Per slot: (stamp, local).
+    local: &'a [(u32, u32)],
+    stamp: u32,
+    temps: &'a [u32],
+    filled: &'a [bool],
+}
+
+impl Then<'_> {
+    fn slot(&self, pane: &Pane) -> Option<u32> {
+        match self.local[pane.slot as usize] {
+            (stamp, l) if stamp == self.stamp => self.filled[l as usize].then_some(self.temps[l as usize]),
+            _ => Some(pane.slot),
+        }
+    }
+}
+
+impl Panes for Then<'_> {
+    fn slots(&self, from: i64, to: i64, out: &mut Vec<u32>) {
+        out.extend(self.now.range(from, to).iter().filter_map(|p| self.slot(p)));
+    }
+    fn any(&self, from: i64, to: i64) -> bool {
+        self.now.range(from, to).iter().any(|p| self.slot(p).is_some())
+    }
+    fn differs(&self, from: i64, to: i64) -> bool {
+        self.now.range(from, to).iter().any(|p| self.local[p.slot as usize].0 == self.stamp)
+    }
 }
 
 /// What one sub-batch touched.
@@ -75,6 +136,16 @@ impl Touch {
     }
 }
 
+/// What a close leaves to do after the results are out.
+#[derive(Default)]
+struct Closing {
+    jobs: Jobs,
+    ran_empty: Vec<Eval>,
+    /// Slots of panes and of tree nodes to free.
+    dropped: Vec<u32>,
+    nodes: Vec<u32>,
+}
+
 pub(super) struct PaneStore {
     pub(super) grid: Grid,
     pub(super) hop: bool,
@@ -86,6 +157,8 @@ pub(super) struct PaneStore {
     pub(super) pool: Pool,
     groups: Vec<Group>,
     pub(super) held: usize,
+    /// Filled panes.
+    pub(super) open: usize,
     timers: Vec<BinaryHeap<Reverse<(Micros, u32)>>>,
     touch: Touch,
     /// Per slot: its place in `touch` when `stamp` is the current one.
@@ -118,6 +191,7 @@ impl PaneStore {
             pool,
             groups: Vec::new(),
             held: 0,
+            open: 0,
             timers: Vec::new(),
             touch: Touch::default(),
             local: Vec::new(),
@@ -191,6 +265,7 @@ impl PaneStore {
             None => Err(0),
             _ => g.panes.binary_search_by_key(&start, |p| p.start),
         };
+        self.open += usize::from(found.is_err());
         let (slot, fresh) = match found {
             Ok(i) => (g.panes[i].slot, false),
             Err(i) => {
@@ -216,6 +291,9 @@ impl PaneStore {
                 self.change(group, open, keys);
             }
             return local;
+        }
+        if let Some(tree) = &mut self.groups[group as usize].tree {
+            tree.touch(start.div_euclid(self.grid.pane));
         }
         let local = self.touch.slots.len();
         self.local[slot as usize] = (self.stamp, local as u32);
@@ -275,11 +353,20 @@ impl PaneStore {
         }
     }
 
-    /// Pushes the parts of a window of a group, in time order.
-    fn parts(&self, group: u32, (start, end): (Micros, Micros), out: &mut Vec<u32>) {
-        let panes = &self.groups[group as usize].panes;
-        let from = panes.partition_point(|p| p.start < start);
-        out.extend(panes[from..].iter().take_while(|p| p.start < end).map(|p| p.slot));
+    /// Pushes the parts of a window of a group, in time order. Tree nodes among them are computed by `jobs`.
+    fn parts(&mut self, group: u32, (start, end): (Micros, Micros), jobs: &mut Jobs, out: &mut Vec<u32>) {
+        let pane = self.grid.pane;
+        let g = &mut self.groups[group as usize];
+        let now = Now { panes: &g.panes, pane };
+        let (from, to) = (start.div_euclid(pane), end.div_euclid(pane));
+        let range = now.range(from, to);
+        if range.len() <= LINEAR {
+            out.extend(range.iter().map(|p| p.slot));
+            return;
+        }
+        let mut tree = g.tree.take().unwrap_or_default();
+        tree.cover((from, to), &now, &mut self.pool, jobs, &mut Vec::new(), out);
+        g.tree = Some(tree);
     }
 
     /// Results of the touched groups for queries whose value only rises.
@@ -289,7 +376,9 @@ impl PaneStore {
         }
         let mut evals = Evals::default();
         if self.hop {
-            self.candidates(&mut evals);
+            let mut jobs = Jobs::default();
+            self.candidates(&mut jobs, &mut evals);
+            jobs.run(&mut self.pool)?;
         } else {
             for (i, slot) in self.touch.slots.iter().enumerate() {
                 let from = evals.begin();
@@ -308,7 +397,7 @@ impl PaneStore {
 
     /// The windows among which the largest value of each touched group is: of those that hold a touched row and were open
     /// at it, the oldest for each set of newer panes it can include. A younger window with the same newer panes holds less.
-    fn candidates(&self, evals: &mut Evals) {
+    fn candidates(&mut self, jobs: &mut Jobs, evals: &mut Evals) {
         let mut order: Vec<usize> = (0..self.touch.slots.len()).collect();
         order.sort_by_key(|i| (self.touch.groups[*i], *i));
         // keep the order of first touch among groups
@@ -349,7 +438,7 @@ impl PaneStore {
             for end in &ends {
                 let from = evals.begin();
                 let window = (*end - self.grid.size, *end);
-                self.parts(group, window, &mut evals.parts);
+                self.parts(group, window, jobs, &mut evals.parts);
                 evals.end(group, at, window, from);
             }
         }
@@ -420,36 +509,34 @@ impl PaneStore {
             let feed = Feed { rows: &rows, locals: &locals, len: batch.len, values: batch.values };
             self.pool.update(&read, &slots, &feed, false)?;
             let mut evals = Evals::default();
+            let (mut jobs, mut scratch) = (Jobs::default(), Vec::new());
             for i in order {
                 let local = self.touch.locals[i];
                 let (group, pane, row) = (self.touch.groups[local], self.touch.panes[local], self.touch.rows[i]);
                 let Some(limit) = self.grid.last_end(pane) else { continue };
+                let mut tree = self.groups[group as usize].tree.take();
+                let now = Now { panes: &self.groups[group as usize].panes, pane: self.grid.pane };
+                let then = Then { now, local: &self.local, stamp: self.stamp, temps: &temps, filled: &filled };
                 let mut end = self.touch.opens[i];
                 while end <= limit {
                     let window = (end - self.grid.size, end);
+                    let (first, last) = (window.0.div_euclid(self.grid.pane), end.div_euclid(self.grid.pane));
                     let from = evals.begin();
-                    self.parts(group, window, &mut evals.parts);
-                    // panes touched in this sub-batch count as they were at this row
-                    let mut kept = from as usize;
-                    for p in from as usize..evals.parts.len() {
-                        let slot = evals.parts[p];
-                        let (stamp, l) = self.local[slot as usize];
-                        let now = if stamp == self.stamp {
-                            let l = l as usize;
-                            if filled[l] { temps[l] } else { continue }
-                        } else {
-                            slot
-                        };
-                        evals.parts[kept] = now;
-                        kept += 1;
+                    then.slots(first, last, &mut evals.parts);
+                    if evals.parts.len() - from as usize > LINEAR {
+                        evals.parts.truncate(from as usize);
+                        let tree = tree.get_or_insert_default();
+                        tree.cover((first, last), &then, &mut self.pool, &mut jobs, &mut scratch, &mut evals.parts);
                     }
-                    evals.parts.truncate(kept);
                     evals.end(group, row, window, from);
                     end += self.grid.slide;
                 }
+                self.groups[group as usize].tree = tree;
             }
+            jobs.run(&mut self.pool)?;
             let one = [&self.members[member]];
             results.extend(emit(&mut self.pool, keys, &one, &evals, errors)?.into_iter().map(|e| e.rows));
+            scratch.into_iter().for_each(|slot| self.pool.release(slot));
         }
         for slot in temps.into_iter().filter(|s| *s != NO_SLOT) {
             self.pool.release(slot);
@@ -467,8 +554,7 @@ impl PaneStore {
         empty: &mut Vec<Empty>,
     ) -> Result<(), Error> {
         let mut evals = Evals::default();
-        let mut ran_empty: Vec<Eval> = Vec::new();
-        let mut dropped: Vec<u32> = Vec::new();
+        let mut closing = Closing::default();
         for clock in moves.clocks() {
             let Some(mut heap) = self.timers.get_mut(clock as usize).map(std::mem::take) else { continue };
             let bound = moves.bound(clock, self.grid.size);
@@ -486,10 +572,12 @@ impl PaneStore {
                     if end > bound {
                         break;
                     }
-                    next = self.close_one(group, end, moves.row(clock, end), &mut evals, &mut ran_empty, &mut dropped);
+                    next = self.close_one(group, end, moves.row(clock, end), &mut evals, &mut closing);
                 }
                 if self.groups[group as usize].panes.is_empty() {
-                    self.groups[group as usize].changes = Vec::new();
+                    let g = &mut self.groups[group as usize];
+                    g.changes = Vec::new();
+                    closing.nodes.extend(g.tree.take().into_iter().flat_map(|t| t.into_slots()));
                     keys.release(group);
                     self.held -= 1;
                 } else if let Some(next) = next {
@@ -499,10 +587,11 @@ impl PaneStore {
             }
             self.timers[clock as usize] = heap;
         }
+        closing.jobs.run(&mut self.pool)?;
         evals.sort(keys);
         let members: Vec<&Member> = self.members.iter().collect();
         let emitted = emit(&mut self.pool, keys, &members, &evals, errors)?;
-        let mut missing: Vec<Vec<Eval>> = vec![ran_empty; self.members.len()];
+        let mut missing: Vec<Vec<Eval>> = vec![closing.ran_empty; self.members.len()];
         for (i, e) in emitted.into_iter().enumerate() {
             if let Some(kept) = &e.kept {
                 let mut kept = kept.iter().peekable();
@@ -521,10 +610,12 @@ impl PaneStore {
             sorted.sort(keys);
             empty.extend(emit::empties(keys, member, &sorted.list)?);
         }
-        for slot in dropped {
+        closing.nodes.into_iter().for_each(|slot| self.pool.release(slot));
+        for slot in closing.dropped {
             let (group, start, _) = self.owner[slot as usize];
             self.dirty.gone(slot, || pane_key(self.fingerprint, keys.bytes_of(group), start));
             self.pool.release(slot);
+            self.open -= 1;
         }
         Ok(())
     }
@@ -536,27 +627,29 @@ impl PaneStore {
         end: Micros,
         at: u32,
         evals: &mut Evals,
-        ran_empty: &mut Vec<Eval>,
-        dropped: &mut Vec<u32>,
+        closing: &mut Closing,
     ) -> Option<Micros> {
         let window = (end - self.grid.size, end);
         let g = &mut self.groups[group as usize];
         let passed = g.changes.partition_point(|c| *c <= end);
         g.changes.drain(..passed);
         let gone = g.panes.partition_point(|p| p.start < window.0);
-        dropped.extend(g.panes.drain(..gone).map(|p| p.slot));
+        closing.dropped.extend(g.panes.drain(..gone).map(|p| p.slot));
+        if let Some(tree) = &mut g.tree {
+            tree.forget_before(window.0.div_euclid(self.grid.pane), &mut closing.nodes);
+        }
         let from = evals.begin();
-        self.parts(group, window, &mut evals.parts);
+        self.parts(group, window, &mut closing.jobs, &mut evals.parts);
         let filled = evals.parts.len() > from as usize;
         if filled {
             evals.end(group, at, window, from);
         } else {
-            ran_empty.push(Eval { group, at, window, from: 0, to: 0 });
+            closing.ran_empty.push(Eval { group, at, window, from: 0, to: 0 });
         }
         if !self.hop {
             let g = &mut self.groups[group as usize];
             let closed = g.panes.partition_point(|p| p.start < end);
-            dropped.extend(g.panes.drain(..closed).map(|p| p.slot));
+            closing.dropped.extend(g.panes.drain(..closed).map(|p| p.slot));
         }
         let due = self.due(&self.groups[group as usize]);
         if self.every && self.hop && filled {
@@ -564,6 +657,11 @@ impl PaneStore {
         } else {
             due
         }
+    }
+
+    /// Every slot that holds a pane.
+    pub(super) fn live_slots(&self) -> Vec<u32> {
+        self.groups.iter().flat_map(|g| g.panes.iter().map(|p| p.slot)).collect()
     }
 
     /// Takes back a pane; its state is filled in by the caller.
@@ -590,11 +688,11 @@ impl PaneStore {
             let bound = closed(keys.clock(group), self.grid.size);
             g.changes.retain(|c| *c > bound);
             if every && hop {
-                // every window is looked at: the next one after those already closed
-                let next = (bound - self.grid.size).div_euclid(self.grid.slide).saturating_add(1) * self.grid.slide
-                    + self.grid.size;
-                let first = g.panes.first().and_then(|p| self.grid.first_end(p.start, bound)).unwrap_or(next);
-                if let Err(i) = g.changes.binary_search(&first) {
+                // every window is looked at; when none of the oldest pane's is open, the next one is where it leaves
+                let first = g.panes.first().and_then(|p| self.grid.first_end(p.start, bound));
+                if let Some(first) = first
+                    && let Err(i) = g.changes.binary_search(&first)
+                {
                     g.changes.insert(i, first);
                 }
             }

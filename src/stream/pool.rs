@@ -93,7 +93,6 @@ pub(super) struct Pool {
     pub(super) aggregates: Vec<Aggregate>,
     evidence: Vec<(i64, i64)>,
     free: Vec<u32>,
-    live: usize,
     /// Slots the state columns have room for.
     capacity: usize,
     cap: usize,
@@ -102,11 +101,10 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(aggregates: Vec<Aggregate>, cap: usize) -> Self {
-        Self { aggregates, evidence: Vec::new(), free: Vec::new(), live: 0, capacity: 0, cap, capped: 0 }
+        Self { aggregates, evidence: Vec::new(), free: Vec::new(), capacity: 0, cap, capped: 0 }
     }
 
     pub(super) fn alloc(&mut self) -> u32 {
-        self.live += 1;
         if let Some(slot) = self.free.pop() {
             self.evidence[slot as usize] = NOTHING;
             return slot;
@@ -123,19 +121,10 @@ impl Pool {
     }
 
     pub(super) fn release(&mut self, slot: u32) {
-        self.live -= 1;
         for aggregate in &mut self.aggregates {
             aggregate.states.clear(slot);
         }
         self.free.push(slot);
-    }
-
-    pub(super) fn slots(&self) -> usize {
-        self.evidence.len()
-    }
-
-    pub(super) fn live(&self) -> usize {
-        self.live
     }
 
     pub(super) fn size(&self) -> usize {

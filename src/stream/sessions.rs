@@ -120,6 +120,10 @@ pub(super) struct Group {
 }
 
 impl Group {
+    pub(super) fn holds_anything(&self) -> bool {
+        !self.is_empty()
+    }
+
     fn is_empty(&self) -> bool {
         self.open.is_empty() && self.closed.is_empty()
     }
@@ -228,6 +232,10 @@ impl SessionStore {
             old: None,
             dirty: Dirty::default(),
         })
+    }
+
+    pub(super) fn gap(&self) -> Micros {
+        self.gap
     }
 
     /// Applies rows (indices into the batch, ascending). `late` gets those that belong to no open session.
@@ -375,8 +383,9 @@ impl SessionStore {
         if g.stamp != self.stamp {
             g.stamp = self.stamp;
             self.touched.push(group);
-            self.dirty.touch(group);
         }
+        // also when already touched: the group may have been let go and taken up again in between
+        self.dirty.touch(group);
     }
 
     /// This sub-batch's work on a session, begun if it is the first.

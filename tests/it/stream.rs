@@ -56,8 +56,12 @@ fn batch(rows: &[Row]) -> RecordBatch {
 
 /// Rows in arrival order: time drifts forward, each row up to `disorder` behind it.
 fn rows(max: usize, disorder: i64, keys: u8) -> impl Strategy<Value = Vec<Row>> {
+    rows_every(3_000_000, max, disorder, keys)
+}
+
+fn rows_every(step: i64, max: usize, disorder: i64, keys: u8) -> impl Strategy<Value = Vec<Row>> {
     let row = (
-        0i64..3_000_000,
+        0i64..step,
         0i64..=disorder,
         (0u8..2, prop::option::weighted(0.9, 0..keys)),
         0u8..4,
@@ -373,9 +377,11 @@ fn check_cuts(
                     .traces
                     .iter()
                     .filter(|t| t.query == early.query && t.group == early.group[i])
-                    .filter(|t| queries[t.query].window().is_hop() || t.steps.window.contains(&early.window[i]))
                     .flat_map(|t| {
-                        (0..t.steps.at.len()).map(|s| (number(t.steps.rows.column(value), s), t.steps.window[s]))
+                        let hop = queries[t.query].window().is_hop();
+                        (0..t.steps.at.len())
+                            .filter(move |s| hop || t.steps.window[*s] == early.window[i])
+                            .map(|s| (number(t.steps.rows.column(value), s), t.steps.window[s]))
                     })
                     .reduce(|a, b| if b.0 > a.0 || (b.0 == a.0 && b.1.1 < a.1.1) { b } else { a });
                 prop_assert_eq!(best, Some((number(early.rows.column(value), i), early.window[i])));
@@ -473,4 +479,228 @@ fn a_row_is_taken_late_or_without_time() {
     assert_eq!(closed.closed[0].evidence, vec![(2, 4)]);
     assert_eq!(closed.freed.len(), 1);
     let _ = take_record_batch(&closed.closed[0].rows, &UInt32Array::from(vec![0])).unwrap();
+}
+
+/// Pushes `rows`, moving to a new engine restored from checkpoints before each of the rows in `crashes`.
+fn run_with_crashes(
+    queries: &[Arc<Query>],
+    settings: &Settings,
+    rows: &[Row],
+    crashes: &[usize],
+) -> Vec<(usize, Output)> {
+    let mut engine = Engine::new(queries.to_vec(), settings.clone()).unwrap();
+    let mut store: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+    let mut outputs = Vec::new();
+    let whole = batch(rows);
+    for (from, to) in cut(rows, crashes) {
+        let positions: Vec<i64> = (from as i64..to as i64).collect();
+        outputs.push((from, engine.push(&whole.slice(from, to - from), &positions, &mut All).unwrap()));
+        save(&mut engine, &mut store);
+        let mut next = Engine::new(queries.to_vec(), settings.clone()).unwrap();
+        for (key, value) in &store {
+            next.restore(key, value).unwrap();
+        }
+        next.finish_restore().unwrap();
+        assert!(next.take_changes().is_empty(), "nothing changed by restoring");
+        let open = |e: &Engine| e.stats().queries.iter().map(|q| (q.open, q.keys)).collect::<Vec<_>>();
+        assert_eq!(open(&next), open(&engine));
+        next.mark_all_dirty();
+        let again: BTreeMap<_, _> = next.take_changes().into_iter().map(|(k, v)| (k, v.unwrap())).collect();
+        assert_eq!(again, store, "what is restored is what was saved");
+        engine = next;
+    }
+    outputs.push((0, engine.close_all().unwrap()));
+    save(&mut engine, &mut store);
+    assert!(store.keys().all(|k| k[0] != b'p'), "closed panes leave no record");
+    outputs
+}
+
+fn save(engine: &mut Engine, store: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
+    for (key, value) in engine.take_changes() {
+        match value {
+            Some(value) => {
+                store.insert(key, value);
+            }
+            None => assert!(store.remove(&key).is_some(), "only what was saved is deleted"),
+        }
+    }
+}
+
+const SOME: [&str; 6] = [WINDOWS[0], WINDOWS[2], WINDOWS[5], SESSIONS[0], SESSIONS[1], SESSIONS[2]];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_restored_engine_goes_on_as_if_nothing_happened(
+        rows in rows(70, 12 * S, 3),
+        list in prop::collection::vec(exact_sql(&SOME), 1..4),
+        crashes in prop::collection::vec(0usize..1000, 0..5),
+        lateness in prop::sample::select(vec![0, 3 * S, 15 * S]),
+        all_finals: bool,
+    ) {
+        let settings = Settings { all_finals, ..settings(lateness) };
+        // the state of count(distinct) is a set without an order
+        let list: Vec<String> = list.into_iter().map(|q| q.replace("count(distinct n)", "min(n)")).collect();
+        let queries: Vec<_> = list.iter().map(|q| compile(q, &settings)).collect();
+        let mut engine = Engine::new(queries.clone(), settings.clone()).unwrap();
+        let mut plain = feed(&mut engine, &rows, &[], &mut All);
+        plain.push((0, engine.close_all().unwrap()));
+        let crashed = run_with_crashes(&queries, &settings, &rows, &crashes);
+        prop_assert_eq!(story(&plain), story(&crashed));
+        prop_assert_eq!(traces(&plain), traces(&crashed));
+    }
+
+    #[test]
+    fn damaged_state_is_refused_and_never_panics(
+        rows in rows(30, 5 * S, 2),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0u8..8, any::<bool>()), 1..20),
+    ) {
+        let settings = settings(10 * S);
+        let list = [
+            format!("SELECT tenant_id, k, window_start, window_end, sum(n) AS value, count(distinct kind) AS d FROM {} GROUP BY tenant_id, k, window_start, window_end", SESSIONS[1]),
+            format!("SELECT tenant_id, window_start, window_end, quantile(f, 0.5) AS value, array_agg(n) AS a FROM {} GROUP BY tenant_id, window_start, window_end", WINDOWS[2]),
+        ];
+        let queries: Vec<_> = list.iter().map(|q| compile(q, &settings)).collect();
+        let mut engine = Engine::new(queries.clone(), settings.clone()).unwrap();
+        feed(&mut engine, &rows, &[], &mut NoWatch);
+        let saved: Vec<(Vec<u8>, Vec<u8>)> = engine.take_changes().into_iter().map(|(k, v)| (k, v.unwrap())).collect();
+        prop_assume!(!saved.is_empty());
+        for (record, at, bit, truncate) in damage {
+            let (key, value) = &saved[record.index(saved.len())];
+            let mut value = value.clone();
+            let at = at.index(value.len());
+            if truncate { value.truncate(at) } else { value[at] ^= 1 << bit }
+            let mut next = Engine::new(queries.clone(), settings.clone()).unwrap();
+            prop_assert!(next.restore(key, &value).is_err());
+        }
+        // and one record missing is noticed
+        for missing in 0..saved.len().min(5) {
+            let mut next = Engine::new(queries.clone(), settings.clone()).unwrap();
+            for (i, (key, value)) in saved.iter().enumerate() {
+                if i != missing {
+                    next.restore(key, value).unwrap();
+                }
+            }
+            prop_assert!(next.finish_restore().is_err(), "{:?}", saved[missing].0);
+        }
+    }
+}
+
+#[test]
+fn an_added_query_is_incomplete_until_its_first_full_window_and_the_others_keep_their_state() {
+    let settings = settings(0);
+    let sql = |value: &str| {
+        format!(
+            "SELECT tenant_id, window_start, window_end, {value} AS value FROM {} GROUP BY tenant_id, window_start, window_end",
+            WINDOWS[0]
+        )
+    };
+    let (count, sum) = (compile(&sql("count(*)"), &settings), compile(&sql("sum(n)"), &settings));
+    let row = |time: i64| Row { time: Some(time * S), tenant: 0, key: None, kind: 0, n: Some(1), f: None };
+    let mut first = Engine::new(vec![Arc::clone(&count)], settings.clone()).unwrap();
+    first.push(&batch(&[row(1), row(2)]), &[0, 1], &mut NoWatch).unwrap();
+    let mut second = Engine::new(vec![sum, count], settings.clone()).unwrap();
+    for (key, value) in first.take_changes() {
+        second.restore(&key, &value.unwrap()).unwrap();
+    }
+    second.finish_restore().unwrap();
+    let out = second.push(&batch(&[row(3), row(11), row(21)]), &[2, 3, 4], &mut NoWatch).unwrap();
+    let flat: Vec<_> = out
+        .closed
+        .iter()
+        .flat_map(|c| (0..c.at.len()).map(move |i| (c.query, number(c.rows.column(3), i), c.complete[i])))
+        .collect();
+    assert_eq!(flat, vec![(0, 1.0, false), (0, 1.0, true), (1, 3.0, true), (1, 1.0, true)]);
+}
+
+#[test]
+fn a_removed_query_leaves_tombstones_and_the_rest_alone() {
+    let settings = settings(0);
+    let sql = |window: &str| {
+        format!(
+            "SELECT tenant_id, window_start, window_end, count(*) AS value FROM {window} GROUP BY tenant_id, window_start, window_end"
+        )
+    };
+    let (tumble, session) = (compile(&sql(WINDOWS[0]), &settings), compile(&sql(SESSIONS[0]), &settings));
+    let row = Row { time: Some(S), tenant: 0, key: None, kind: 0, n: Some(1), f: None };
+    let mut both = Engine::new(vec![Arc::clone(&tumble), session], settings.clone()).unwrap();
+    both.push(&batch(&[row]), &[0], &mut NoWatch).unwrap();
+    let saved = both.take_changes();
+    let mut one = Engine::new(vec![tumble], settings).unwrap();
+    for (key, value) in &saved {
+        one.restore(key, value.as_ref().unwrap()).unwrap();
+    }
+    one.finish_restore().unwrap();
+    let gone: Vec<_> = one.take_changes().into_iter().filter(|(_, v)| v.is_none()).map(|(k, _)| k).collect();
+    assert_eq!(gone.len(), 1);
+    assert_eq!(gone[0][0], b's');
+    let out = one.close_all().unwrap();
+    assert_eq!(number(out.closed[0].rows.column(3), 0), 1.0);
+}
+
+#[test]
+fn list_like_state_stops_at_its_cap_at_the_same_row_for_every_cut() {
+    let settings = Settings { max_state_bytes_per_key: 200, ..settings(0) };
+    let sql = format!(
+        "SELECT tenant_id, window_start, window_end, count(distinct n) AS value, count(*) AS c FROM {} GROUP BY tenant_id, window_start, window_end",
+        WINDOWS[2]
+    );
+    let query = compile(&sql, &settings);
+    let rows: Vec<Row> = (0..100)
+        .map(|i| Row { time: Some(i * 10_000), tenant: 0, key: None, kind: 0, n: Some(i * 7), f: None })
+        .collect();
+    let run = |cuts: &[usize]| {
+        let mut engine = Engine::new(vec![Arc::clone(&query)], settings.clone()).unwrap();
+        let mut outputs = feed(&mut engine, &rows, cuts, &mut All);
+        outputs.push((0, engine.close_all().unwrap()));
+        assert_eq!(engine.stats().capped > 0, true);
+        (story(&outputs), traces(&outputs))
+    };
+    let whole = run(&[]);
+    assert_eq!(whole, run(&[13, 50, 51, 52]));
+    assert!(whole.0.iter().all(|line| line.ends_with("false") || line.contains("empty")), "{:?}", whole.0);
+    assert!(whole.0.iter().any(|line| line.contains("|100 ")), "other aggregates go on");
+}
+
+/// 180 panes a window: folded through the tree once a group is dense.
+const LONG: [&str; 1] = ["hop(telemetry, event_time, INTERVAL '1 seconds', INTERVAL '180 seconds')"];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn windows_of_many_panes_equal_the_batch_query_for_every_cut(
+        rows in rows_every(2_000_000, 260, 6 * S, 1).prop_filter("dense", |r| r.len() > 200),
+        value in prop::sample::select(vec!["sum(f)", "sum(n)", "max(n)", "quantile(f, 0.9)", "count(distinct kind)"]),
+        cuts in prop::collection::vec(0usize..1000, 0..6),
+        all_finals: bool,
+    ) {
+        let sql = format!("SELECT tenant_id, window_start, window_end, {value} AS value FROM {} GROUP BY tenant_id, window_start, window_end", LONG[0]);
+        let settings = Settings { all_finals, ..settings(6 * S) };
+        let query = compile(&sql, &settings);
+        let run = |cuts: &[usize], watch: &mut dyn Watch| {
+            let mut engine = Engine::new(vec![Arc::clone(&query)], settings.clone()).unwrap();
+            let mut outputs = feed(&mut engine, &rows, cuts, watch);
+            outputs.push((0, engine.close_all().unwrap()));
+            assert_eq!(engine.stats().keys, 0);
+            outputs
+        };
+        let ones: Vec<usize> = (0..rows.len()).collect();
+        let by_one = run(&ones, &mut NoWatch);
+        prop_assert_eq!(story(&by_one), story(&run(&cuts, &mut NoWatch)));
+        if all_finals {
+            let outputs: Vec<Output> = by_one.into_iter().map(|o| o.1).collect();
+            prop_assert_eq!(texts(&finals(0, query.output_schema(), &outputs)), texts(&run_batch(&query, &rows)));
+        } else {
+            // the last rows only: a trace of 180 windows a row is long
+            let tail = rows.len() - 25;
+            let some = |cuts: &[usize]| {
+                let mut engine = Engine::new(vec![Arc::clone(&query)], settings.clone()).unwrap();
+                feed(&mut engine, &rows[..tail], &[], &mut NoWatch);
+                traces(&feed(&mut engine, &rows[tail..], cuts, &mut All))
+            };
+            prop_assert_eq!(some(&ones), some(&cuts));
+        }
+    }
 }

@@ -51,6 +51,7 @@ pub fn simulation(policies: &[(&str, &str)]) -> Arc<Settings> {
     settings.finals = true;
     settings.stream.all_finals = true;
     settings.event_clock = true;
+    settings.future_at = Some(runwarden::clock::Wall(i64::MAX));
     Arc::new(settings)
 }
 
@@ -113,4 +114,18 @@ limits:
 /// Settings of a core over these texts, with the default configuration.
 pub fn load_settings(texts: &Texts) -> Settings {
     load::build(texts, load::defaults()).unwrap_or_else(|e| panic!("{e:?}")).settings
+}
+
+/// Fails with the first differences of two sorted lists, not with the lists.
+pub fn assert_same(given: &[String], expected: &[String], what: &str) {
+    let only = |a: &[String], b: &[String]| -> Vec<String> {
+        a.iter().filter(|x| b.binary_search(x).is_err()).take(5).cloned().collect()
+    };
+    let (more, less) = (only(given, expected), only(expected, given));
+    assert!(
+        more.is_empty() && less.is_empty() && given.len() == expected.len(),
+        "{what}: {} given, {} expected; only given: {more:#?}; only expected: {less:#?}",
+        given.len(),
+        expected.len()
+    );
 }
