@@ -13,7 +13,7 @@ use crate::decide::correlation;
 use crate::kafka::{ClientSettings, GroupProtocol, ShellConfig, Topics};
 use crate::pipeline::partition::scope_of;
 use crate::pipeline::{InputNames, Settings};
-use crate::policy::{self, PolicySet, Scope, Severity, Snapshot};
+use crate::policy::{self, LimitStatus, Mode, PolicySet, Scope, Severity, Snapshot, Status};
 use crate::stream;
 use crate::telemetry::{self, Prices};
 
@@ -131,7 +131,11 @@ pub struct Loaded {
 impl Loaded {
     /// The policies that should have an effect, by (tenant, id).
     pub(super) fn in_force(&self) -> BTreeSet<(String, String)> {
-        let active = self.policies.policies().iter().filter(|p| p.in_force());
+        let active = self.policies.policies().iter().filter(|p| {
+            p.status == Status::Active
+                && p.enforcement_mode != Mode::Disabled
+                && p.limits.iter().any(|l| l.status == LimitStatus::Active)
+        });
         active.map(|p| (p.tenant.clone(), p.id.clone())).collect()
     }
 }
