@@ -94,8 +94,19 @@ fn listen(address: Option<SocketAddr>) -> Result<(TcpListener, Option<String>), 
 
 type Arrived = (Source, OwnedRecord, Wall);
 
+/// Feeds what arrives until then. Topics arrive in any order, so within a frame causes come before what follows from them.
 fn take(arrived: &Receiver<Arrived>, feed: &mut Feed, until: Instant) {
-    while let Ok((source, record, at)) = arrived.recv_timeout(until.saturating_duration_since(Instant::now())) {
+    let mut frame = Vec::new();
+    while let Ok(arrival) = arrived.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        frame.push(arrival);
+    }
+    frame.sort_by_key(|(source, ..)| match source {
+        Source::Telemetry | Source::DeadLetter => 0,
+        Source::Signals => 1,
+        Source::Interventions => 2,
+        Source::Alerts => 3,
+    });
+    for (source, record, at) in frame {
         let reason = record.headers.iter().find(|(name, _)| name == "runwarden-reason");
         let reason = reason.map(|(_, value)| String::from_utf8_lossy(value).into_owned());
         feed.record(source, record.payload.as_deref().unwrap_or_default(), reason.as_deref(), at);

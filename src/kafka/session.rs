@@ -21,7 +21,7 @@ use super::client::{Isolation, ShellConfig};
 use super::core::{Input, Topic};
 use super::deadletter;
 use super::errors::{Class, Error, classify, is_poison, is_transient};
-use super::group::{Change, Group};
+use super::group::{Change, Group, generation};
 use super::partition::{Active, Bounds, Cancel, Checkpoints, Feed, INPUTS, Owned, StepFailed, StepKind, Stepped};
 use super::reader::{Next, Reader};
 use super::restore::{Job, Outcome, Plan, Restored};
@@ -32,6 +32,10 @@ use super::{checkpoint, steps};
 
 /// Longest sleep of an idle loop.
 const IDLE_WAIT: Duration = Duration::from_millis(10);
+/// How often a member without partitions asks whether the group has answered.
+const MEMBERSHIP_LOOK: Duration = Duration::from_millis(100);
+/// Belonging to the group for so long without partitions means that there are none for us.
+const MEMBERSHIP_SETTLED: Duration = Duration::from_secs(1);
 /// Abortable failures in a row that are sent again before the clients are rebuilt.
 const MAX_ATTEMPTS: u32 = 10;
 /// The same while the group is rebalancing, when membership is stale.
@@ -81,6 +85,8 @@ pub(super) struct Session<'a> {
     consumer: Arc<BaseConsumer<Group>>,
     partitions: i32,
     joined: bool,
+    /// When the group was last asked whether we belong to it, and since when it says so.
+    membership: (Instant, Option<Instant>),
     /// The first uncommitted step.
     opened: Option<Instant>,
     urgent: bool,
@@ -143,6 +149,7 @@ impl<'a> Session<'a> {
             consumer: Arc::new(consumer),
             partitions,
             joined: false,
+            membership: (Instant::now(), None),
             opened: None,
             urgent: false,
             open_bytes: 0,
@@ -168,6 +175,7 @@ impl<'a> Session<'a> {
             }
             self.poll_group()?;
             self.serve_changes()?;
+            self.look_for_membership();
             self.serve_restored()?;
             let busy = self.step_all()?;
             self.writer.poll();
@@ -244,6 +252,21 @@ impl<'a> Session<'a> {
             self.publish_owned();
         }
         Ok(())
+    }
+
+    /// A member that gets no partition may never hear so: belonging for a while without any is an answer too.
+    fn look_for_membership(&mut self) {
+        let (looked, since) = &mut self.membership;
+        if self.joined || looked.elapsed() < MEMBERSHIP_LOOK {
+            return;
+        }
+        *looked = Instant::now();
+        if generation(&self.consumer) <= 0 {
+            *since = None;
+        } else if since.get_or_insert(*looked).elapsed() >= MEMBERSHIP_SETTLED {
+            self.joined = true;
+            self.publish_owned();
+        }
     }
 
     fn assigned(&mut self, partitions: &[i32]) -> Result<(), Failure> {

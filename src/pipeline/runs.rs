@@ -122,7 +122,11 @@ impl RunTable {
         };
         let mut touched = bound == Bound::New;
         match seen.event_type {
-            "run.started" if run.run_start != *snapshot || run.ended.is_some() => {
+            // a start that arrives after the end it belongs before opens nothing
+            "run.started"
+                if run.ended.is_none_or(|end| seen.time > end)
+                    && (run.run_start != *snapshot || run.ended.is_some()) =>
+            {
                 run.run_start = Arc::clone(snapshot);
                 run.ended = None;
                 touched = true;
@@ -289,6 +293,16 @@ mod tests {
         assert_eq!((bound, &*run.run_start, run.fields.agent.as_deref()), (Bound::Same, "a", Some("x")));
         assert_eq!(table.observe(seen("run.first_token", 2, None), &b).0, Bound::Changed);
         assert_eq!(table.observe(seen("run.step", 3, Some("y")), &b).0, Bound::Changed, "another agent, other terms");
+    }
+
+    #[test]
+    fn a_start_that_arrives_after_its_end_opens_nothing() {
+        let mut table = RunTable::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        table.observe(seen("run.completed", 9, None), &a);
+        assert_eq!(table.observe(seen("run.started", 0, None), &b).1.ended, Some(9));
+        let (_, run) = table.observe(seen("run.started", 10, None), &b);
+        assert_eq!((run.ended, &*run.run_start), (None, "b"), "the id is used again");
     }
 
     #[test]
