@@ -17,8 +17,8 @@ use crate::clock::Wall;
 use crate::demo::feed::{Feed, Source};
 use crate::demo::screen::{Places, Screen, Style};
 use crate::demo::traffic::{self, Traffic};
-use crate::kafka::produce::Producer;
 use crate::kafka::follow::Follower;
+use crate::kafka::produce::Producer;
 use crate::kafka::reader::OwnedRecord;
 use crate::kafka::{ClientSettings, Mock, ShellConfig, Topics};
 
@@ -88,7 +88,9 @@ fn listen(address: Option<SocketAddr>) -> Result<(TcpListener, Option<String>), 
             let note = format!("port {PORT} is taken, so this listens on a free one; --listen chooses");
             Ok((service::listen((Ipv4Addr::LOCALHOST, 0).into())?, Some(note)))
         }
-        Err(error) => Err(Failure::Reach(format!("cannot listen on port {PORT}: {error}; choose another with --listen"))),
+        Err(error) => {
+            Err(Failure::Reach(format!("cannot listen on port {PORT}: {error}; choose another with --listen")))
+        }
     }
 }
 
@@ -151,7 +153,8 @@ fn produce(
     stop: &Arc<AtomicBool>,
 ) -> Result<std::thread::JoinHandle<()>, Failure> {
     let producer = Producer::new(client).map_err(Failure::reach)?;
-    let mut orders = Follower::new(client, "runwarden-demo-worker", &[&topics.interventions]).map_err(Failure::reach)?;
+    let mut orders =
+        Follower::new(client, "runwarden-demo-worker", &[&topics.interventions]).map_err(Failure::reach)?;
     let worker = Worker { producer, telemetry: topics.telemetry.clone(), outcomes: topics.outcomes.clone() };
     let stop = Arc::clone(stop);
     spawn("traffic", move || {

@@ -58,7 +58,10 @@ impl Texts {
         Self {
             metrics: METRICS.iter().map(owned).collect(),
             thresholds: owned(&("queries/decide/thresholds.sql", include_str!("../../queries/decide/thresholds.sql"))),
-            correlation: owned(&("queries/decide/correlation.sql", include_str!("../../queries/decide/correlation.sql"))),
+            correlation: owned(&(
+                "queries/decide/correlation.sql",
+                include_str!("../../queries/decide/correlation.sql"),
+            )),
             policies: crate::demo::policies::FILES.iter().map(owned).collect(),
             prices: Some(owned(&("config/prices.toml", include_str!("../../config/prices.toml")))),
         }
@@ -238,7 +241,11 @@ pub(super) fn shell(config: &Config) -> ShellConfig {
 /// Stable over restarts of a container or pod, unless it gets another name.
 fn host_name() -> String {
     let read = |path: &str| fs::read_to_string(path).ok().map(|n| n.trim().to_owned()).filter(|n| !n.is_empty());
-    std::env::var("HOSTNAME").ok().filter(|n| !n.is_empty()).or_else(|| read("/etc/hostname")).unwrap_or_else(|| "0".into())
+    std::env::var("HOSTNAME")
+        .ok()
+        .filter(|n| !n.is_empty())
+        .or_else(|| read("/etc/hostname"))
+        .unwrap_or_else(|| "0".into())
 }
 
 /// Compiles everything. Every fault of every file is in the error.
@@ -285,8 +292,10 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     };
     let mut findings = Vec::new();
     if let Some(set) = &policies {
-        let known: Vec<(String, Scope, bool)> =
-            metrics.iter().map(|m: &Arc<stream::Metric>| (m.name.clone(), scope_of(m.scope), m.query.early())).collect();
+        let known: Vec<(String, Scope, bool)> = metrics
+            .iter()
+            .map(|m: &Arc<stream::Metric>| (m.name.clone(), scope_of(m.scope), m.query.early()))
+            .collect();
         findings = policy::check(set, &known);
         findings.iter().filter(|f| f.severity == Severity::Error).for_each(|f| fault(f));
     }

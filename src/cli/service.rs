@@ -171,8 +171,9 @@ impl Signals {
     /// Takes over SIGINT and SIGTERM; a third one ends the process at once.
     pub(super) fn install() -> Result<Self, Failure> {
         let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])
-            .map_err(Failure::reach)?;
+        let mut signals =
+            signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])
+                .map_err(Failure::reach)?;
         let counted = Arc::clone(&count);
         std::thread::Builder::new()
             .name("signals".into())

@@ -19,6 +19,7 @@ use crate::serve::health::{Owned, STARTING};
 const KAFKA: &str = "kafka";
 /// Reason code of `/readyz`: the group has not said which partitions are ours.
 const GROUP: &str = "group";
+const JOINING: &str = "this process has no part in the consumer group (yet, or any more)";
 
 /// Takes the shell's events.
 pub(super) struct Watching {
@@ -54,7 +55,7 @@ impl Observer for Watching {
                 health.ready(STARTING);
             }
             Event::Connected => {
-                health.not_ready(GROUP, "waiting for the consumer group to assign partitions");
+                health.not_ready(GROUP, JOINING);
                 health.ready(KAFKA);
                 health.ready(STARTING);
             }
@@ -134,8 +135,9 @@ impl Sampler {
         }
         if self.status.ready() {
             self.health.ready(GROUP);
-        } else if self.status.connected() && self.health.partitions().values().all(|p| !p.restoring) {
-            self.health.not_ready(GROUP, "waiting for the consumer group to assign partitions");
+        } else if self.health.reasons(Wall::now()).is_empty() {
+            // nobody else says why: before the group has answered, between two answers, or after the end
+            self.health.not_ready(GROUP, JOINING);
         }
     }
 

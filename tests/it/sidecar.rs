@@ -31,7 +31,9 @@ const SENTINEL: &str = "SENTINEL-my-private-prompt";
 /// Largest record of these tests, bytes.
 const LARGEST: usize = 16 * 1024;
 
-const POLICIES: &[(&str, &str)] = &[("p.yaml", r#"
+const POLICIES: &[(&str, &str)] = &[(
+    "p.yaml",
+    r#"
 id: run
 name: Run
 enforcement_mode: BLOCK
@@ -51,7 +53,8 @@ name: Tenant, in shadow
 limits:
   - {id: burn, limit_type: TOKENS_PER_5M, category: RATE, metric: tenant_tokens_5m, max: 5000, on_breach: PAUSE}
   - {id: p95, limit_type: LATENCY, metric: latency_p95_ms, max: 400}
-"#)];
+"#,
+)];
 
 fn settings(lateness: Option<i64>) -> Arc<Settings> {
     let mut settings = load_settings(&texts(POLICIES));
@@ -231,7 +234,8 @@ fn produce(mock: &Mock, topics: &Topics, inputs: &[Input], keys: Keys, next: &mu
 
 /// One sidecar's life. `until`: drained after so many records; otherwise it runs until the end of the topics.
 fn run(mock: &Mock, topics: &Topics, settings: &Arc<Settings>, until: Option<u64>) {
-    let config = ShellConfig { until_end: until.is_none(), ..ShellConfig::new(mock.settings(), "g", "a", topics.clone()) };
+    let config =
+        ShellConfig { until_end: until.is_none(), ..ShellConfig::new(mock.settings(), "g", "a", topics.clone()) };
     let settings = Arc::clone(settings);
     let factory: CoreFactory = Arc::new(move |partition, partitions| {
         let core = Partition::new(Arc::clone(&settings), Own { partition, partitions })?;
@@ -395,7 +399,8 @@ fn topics_hold_what_a_simulation_says_and_each_bad_record_once_and_no_prompt_any
     let lettered: BTreeSet<_> = letters.keys().copied().collect();
     assert_eq!(lettered, bad, "exactly the bad records are dead letters");
     assert_eq!(dead.len(), 10_000);
-    let described = |reason: &str, message: &str, value: &[u8]| format!("{reason} {message} {}", String::from_utf8_lossy(value));
+    let described =
+        |reason: &str, message: &str, value: &[u8]| format!("{reason} {message} {}", String::from_utf8_lossy(value));
     let simulated: BTreeMap<(i32, i64), String> = report
         .dead
         .iter()
@@ -403,7 +408,8 @@ fn topics_hold_what_a_simulation_says_and_each_bad_record_once_and_no_prompt_any
         .collect();
     let mut reasons = BTreeMap::new();
     for (place, letter) in &letters {
-        let (reason, message) = (header(letter, "runwarden-reason"), header(letter, "__connect.errors.exception.message"));
+        let (reason, message) =
+            (header(letter, "runwarden-reason"), header(letter, "__connect.errors.exception.message"));
         // a file cannot hold a tombstone
         if message != "the record has no value" {
             assert_eq!(described(&reason, &message, letter.payload.as_deref().unwrap_or_default()), simulated[place]);
@@ -414,6 +420,8 @@ fn topics_hold_what_a_simulation_says_and_each_bad_record_once_and_no_prompt_any
         assert!(reasons.contains_key(reason), "no {reason} among {reasons:?}");
     }
 
+    let sent = read(&mock, &topics.telemetry);
+    assert!(sent.iter().any(|r| holds(r.payload.as_deref().unwrap_or_default(), SENTINEL)), "nothing to find");
     for spec in topics.specs() {
         for record in read(&mock, spec.name).iter().filter(|_| spec.name != topics.telemetry) {
             let headers = record.headers.iter().flat_map(|(name, value)| [name.as_bytes(), value]);
@@ -440,7 +448,9 @@ fn orderless(decision: &str) -> Option<String> {
     let of = |names: &[&str]| names.iter().map(|name| text(name)).collect::<Vec<_>>().join(" ");
     let scope = ["/tenant_id", "/scope/kind", "/scope/id", "/policy_id", "/limit_id", "/kind", "/mode"];
     match what {
-        "signal" if value["kind"] == "RESOLVED" => Some(format!("{} {}", of(&scope), of(&["/final_value", "/reason", "/window_end"]))),
+        "signal" if value["kind"] == "RESOLVED" => {
+            Some(format!("{} {}", of(&scope), of(&["/final_value", "/reason", "/window_end"])))
+        }
         "signal" => Some(of(&scope)),
         "intervention" => Some(of(&["/tenant_id", "/type", "/target", "/policy_id", "/state"])),
         _ => None,
@@ -467,10 +477,21 @@ fn records_keyed_by_run_or_not_at_all_reach_the_owner_of_their_tenant() {
         let mut next = vec![0; PARTITIONS as usize];
         let places = produce(&mock, &topics, &inputs, keys, &mut next);
         run(&mock, &topics, &settings, None);
-        let wrong = inputs.iter().zip(&places).filter(|(i, (p, _))| tenant_partition(i.tenant, PARTITIONS) != *p).count();
+        let wrong =
+            inputs.iter().zip(&places).filter(|(i, (p, _))| tenant_partition(i.tenant, PARTITIONS) != *p).count();
         assert!(wrong > 200, "{wrong} of {} records are misplaced", inputs.len());
         assert_eq!(read(&mock, &topics.repartition).len(), wrong, "each is moved once");
         assert!(read(&mock, &topics.dead_letter).is_empty());
-        assert_same(&orderless_all(&said(&mock, &topics)), &orderless_wanted);
+        let found = said(&mock, &topics);
+        assert_same(&orderless_all(&found), &orderless_wanted);
+        if keys == Keys::Run {
+            // a run's own order is kept, and with it every value and id
+            let of_runs = |all: &[String]| -> Vec<String> {
+                let runs = all.iter().filter(|d| d.starts_with("signal") && d.contains("\"kind\":\"RUN\""));
+                runs.cloned().collect()
+            };
+            assert!(!of_runs(&wanted).is_empty());
+            assert_same(&of_runs(&found), &of_runs(&wanted));
+        }
     }
 }
