@@ -73,8 +73,8 @@ pub type Key = (String, String);
 pub struct Correlation {
     engine: Engine,
     open: BTreeMap<Key, Vec<Open>>,
-    /// (tenant, cause) → key: which alert a level's end concerns.
-    levels: BTreeMap<(String, String), Key>,
+    /// (tenant, cause) → keys: which alerts a level's end concerns. Several when a run changed its agent between two signals.
+    levels: BTreeMap<(String, String), BTreeSet<Key>>,
     dirty: BTreeSet<Key>,
 }
 
@@ -242,7 +242,7 @@ impl Correlation {
         record.minutes_to_limit = signal.minutes_to_limit;
         record.is_synthetic &= signal.is_synthetic;
         alert.up.insert(level.clone());
-        self.levels.insert((key.0.clone(), level), key);
+        self.levels.entry((key.0.clone(), level)).or_default().insert(key);
         let due = member.clock.saturating_sub(alert.published_at) >= member.min_interval;
         if first || worse || due {
             record.revision += 1;
@@ -255,14 +255,15 @@ impl Correlation {
     }
 
     fn down(&mut self, tenant: String, cause: String, alerts: &mut Vec<Alert>) {
-        let Some(key) = self.levels.remove(&(tenant, cause.clone())) else { return };
-        self.dirty.insert(key.clone());
-        if let Some(open) = self.open.get_mut(&key) {
-            for alert in open.iter_mut() {
-                alert.up.remove(&cause);
+        for key in self.levels.remove(&(tenant, cause.clone())).unwrap_or_default() {
+            self.dirty.insert(key.clone());
+            if let Some(open) = self.open.get_mut(&key) {
+                for alert in open.iter_mut() {
+                    alert.up.remove(&cause);
+                }
             }
+            self.resolve(&key, alerts);
         }
-        self.resolve(&key, alerts);
     }
 
     fn close(&mut self, key: Key, start: Micros, alerts: &mut Vec<Alert>) {
@@ -322,7 +323,7 @@ impl Correlation {
     pub fn restore(&mut self, key: Key, open: Vec<Open>) {
         for alert in &open {
             for cause in &alert.up {
-                self.levels.insert((key.0.clone(), cause.clone()), key.clone());
+                self.levels.entry((key.0.clone(), cause.clone())).or_default().insert(key.clone());
             }
         }
         self.open.insert(key, open);

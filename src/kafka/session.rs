@@ -302,12 +302,21 @@ impl<'a> Session<'a> {
     }
 
     fn revoked(&mut self, partitions: &[i32], lost: bool) -> Result<(), Failure> {
-        if lost {
-            self.drop_work(partitions)?;
+        let settled = if lost {
             self.plan.status.counters.partitions_lost.add(partitions.len() as u64);
+            self.drop_work(partitions)
         } else {
-            self.commit(Checkpointing::These(partitions))?;
-        }
+            self.commit(Checkpointing::These(partitions))
+        };
+        // The group waits for this answer whatever came of the commit; closing the consumer would wait for it forever.
+        self.unassign(partitions)?;
+        settled?;
+        self.plan.observer.on(Event::Revoked { partitions, lost });
+        Ok(())
+    }
+
+    /// Drops the partitions' state and gives them back to the group.
+    fn unassign(&mut self, partitions: &[i32]) -> Result<(), Failure> {
         let topics = &self.config().topics;
         let mut list = TopicPartitionList::new();
         for &partition in partitions {
@@ -323,9 +332,7 @@ impl<'a> Session<'a> {
                 }
             }
         }
-        self.consumer.incremental_unassign(&list).map_err(|e| rebuild("unassign", &e))?;
-        self.plan.observer.on(Event::Revoked { partitions, lost });
-        Ok(())
+        self.consumer.incremental_unassign(&list).map_err(|e| rebuild("unassign", &e))
     }
 
     /// Forgets uncommitted work of partitions that belong to others now; what remains is sent again.
@@ -844,6 +851,18 @@ impl<'a> Session<'a> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
+        // Changes noted but not answered would keep the consumer from closing.
+        while let Some(change) = self.consumer.context().next() {
+            let answered = match change {
+                Change::Assign(_) => {
+                    self.consumer.incremental_assign(&TopicPartitionList::new()).map_err(|e| rebuild("close", &e))
+                }
+                Change::Revoke { partitions, .. } => self.unassign(&partitions),
+            };
+            if let Err(Failure::Rebuild { reason, .. }) = answered {
+                tracing::debug!(reason, "closing");
+            }
+        }
         self.consumer.context().close();
         self.owned.clear();
     }

@@ -136,8 +136,9 @@ impl Shell {
     fn sessions(&self, jobs: &Sender<Job>, outcomes: &Receiver<Outcome>) -> Result<Ended, Error> {
         let mut fenced_at: Option<Instant> = None;
         for id in 0.. {
+            let mut session = None;
             let outcome = match Session::open(id, &self.plan, &self.control, &self.woken, jobs, outcomes) {
-                Ok(Some(mut session)) => session.run(),
+                Ok(Some(opened)) => session.insert(opened).run(),
                 Ok(None) => return Ok(Ended::Drained),
                 Err(failure) => Err(failure),
             };
@@ -157,6 +158,7 @@ impl Shell {
                     if self.control.stopping() && self.control.expired() {
                         return Ok(Ended::Abandoned);
                     }
+                    drop(session);
                     std::thread::sleep(Duration::from_millis(100));
                 }
             }

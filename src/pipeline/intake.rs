@@ -6,6 +6,9 @@ use datafusion::arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use datafusion::arrow::compute::filter_record_batch;
 use datafusion::arrow::datatypes::TimestampMicrosecondType;
 
+use hashbrown::HashMap;
+use rustc_hash::FxBuildHasher;
+
 use crate::clock::{Micros, Wall};
 use crate::kafka::core::{CoreError, Input, InputBatch, OutRecord, Topic};
 use crate::telemetry::schema::col;
@@ -101,7 +104,9 @@ pub struct Own {
     pub partitions: i32,
 }
 
-/// Decodes the telemetry of a step. `watermark` gives a tenant's watermark for the duplicates' horizon.
+/// Decodes the telemetry of a step. `watermark` gives a tenant's watermark before the step; from there it follows each record,
+/// `lateness` behind the highest event time, so that the duplicates' horizon does not depend on how a poll cut the batches.
+#[expect(clippy::too_many_arguments, reason = "one call, from one place, of parts that are borrowed apart")]
 pub fn take(
     inputs: &[InputBatch<'_>],
     now: Wall,
@@ -109,6 +114,7 @@ pub fn take(
     names: &InputNames,
     decoder: &mut Decoder,
     dedup: &mut Dedup,
+    lateness: Micros,
     watermark: impl Fn(&str) -> Option<Micros>,
 ) -> Result<Taken, CoreError> {
     for input in inputs.iter().filter(|i| matches!(i.input, Input::Telemetry | Input::Repartition)) {
@@ -131,6 +137,7 @@ pub fn take(
     let mut duplicates = 0;
     let rows = Rows::new(&batch.rows);
     let ids = rows.text(col::EVENT_ID);
+    let mut marks: HashMap<&str, Micros, FxBuildHasher> = HashMap::default();
     for (row, keep) in keep.iter_mut().enumerate() {
         let tenant = rows.tenant.value(row);
         let place = tenant_partition(tenant, own.partitions);
@@ -145,13 +152,18 @@ pub fn take(
             });
             continue;
         }
+        let time = rows.time.value(row);
+        let reached = marks.entry(tenant).or_insert_with(|| watermark(tenant).unwrap_or(Micros::MIN));
         if let Some(id) = get(ids, row)
-            && dedup.seen(tenant, id, rows.time.value(row), watermark(tenant).unwrap_or(Micros::MIN))
+            && dedup.seen(tenant, id, time, *reached)
         {
             *keep = false;
             duplicates += 1;
+        } else {
+            *reached = (*reached).max(time.saturating_sub(lateness));
         }
     }
+    drop(marks);
     let batch = if keep.iter().all(|k| *k) { batch } else { filter(batch, &keep)? };
     Ok(Taken { batch, dead, rekeyed, decoded: count, duplicates })
 }

@@ -4,6 +4,7 @@
 //! everything else is decided by `queries/decide/thresholds.sql`. The order of the observations is the order of the input rows
 //! that caused them, so it does not depend on how a poll cut the batches.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, AsArray, Decimal128Array, Int64Array, RecordBatch, StringArray, UInt32Array};
@@ -156,14 +157,19 @@ pub fn empty_items(empty: &Empty, metric: usize, plan: &MetricPlan, out: &mut Ve
     }
 }
 
-/// Whether an item can change a level: it has reached a NEAR line, or it closes a window of a group whose level is up.
-pub fn matters(item: &Item, plan: &MetricPlan, limits: &LimitSets, levels: &Levels) -> bool {
-    let floor = limits.get(item.limit_set).and_then(|s| s.floors.get(item.metric).copied().flatten());
-    let reached = match (item.value, floor) {
-        (Some(value), Some((floor, _))) => value.0 >= floor,
-        _ => false,
+/// Leaves out the items that can change no level: those that have not reached a NEAR line, unless they close a window of a
+/// group whose level is up or rises within these items.
+pub fn keep_what_matters(items: &mut Vec<Item>, plans: &[MetricPlan], limits: &LimitSets, levels: &Levels) {
+    let reached = |item: &Item| {
+        let floor = limits.get(item.limit_set).and_then(|s| s.floors.get(item.metric).copied().flatten());
+        matches!((item.value, floor), (Some(value), Some((floor, _))) if value.0 >= floor)
     };
-    reached || (item.closed && levels.any(&item.tenant, &plan.name, &item.scope_id))
+    let group = |item: &Item| (item.metric, Arc::clone(&item.tenant), Arc::clone(&item.scope_id));
+    let rising: HashSet<_> = items.iter().filter(|i| reached(i)).map(group).collect();
+    items.retain(|item| {
+        let up = || levels.any(&item.tenant, &plans[item.metric].name, &item.scope_id);
+        reached(item) || (item.closed && (rising.contains(&group(item)) || up()))
+    });
 }
 
 /// Schema of the `results` table of the threshold SQL.

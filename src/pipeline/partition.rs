@@ -217,6 +217,7 @@ impl Partition {
         let idle = self.clocks.idle(self.settings.idle_timeout, &self.meta.end);
         for (tenant, clock) in &idle {
             let watermark = clock.saturating_sub(self.settings.stream.lateness);
+            self.dedup.expire(tenant, watermark);
             let output =
                 self.engine.advance(tenant, watermark).map_err(|e| core_error("cannot advance the windows")(&e))?;
             self.decide(output, &Around::none(now), &mut step, &mut entries)?;
@@ -305,6 +306,7 @@ impl Partition {
             &self.settings.inputs,
             &mut self.decoder,
             &mut self.dedup,
+            self.settings.stream.lateness,
             |tenant| engine.watermark(tenant),
         )?;
         step.counts.decoded += taken.decoded as u64;
@@ -376,6 +378,7 @@ impl Partition {
             }
             let Some(run_id) = intake::get(runs, row) else {
                 around.run_sets.push(u32::MAX);
+                around.run_agents.push(None);
                 continue;
             };
             let seen = Seen {
@@ -386,6 +389,7 @@ impl Partition {
                 fields: fields.map(|c| intake::get(c, row)),
             };
             let (bound, run) = self.runs.observe(seen, &snapshot);
+            around.run_agents.push(run.fields.agent.clone());
             let set = match run.limit_set {
                 Some(set) => set,
                 None => {
@@ -437,7 +441,7 @@ impl Partition {
         for item in &mut items {
             item.limit_set = self.limit_set(item, around);
         }
-        items.retain(|i| judge::matters(i, &self.plans[i.metric], &self.limits, &self.levels));
+        judge::keep_what_matters(&mut items, &self.plans, &self.limits, &self.levels);
         if items.is_empty() {
             return Ok(());
         }
@@ -446,7 +450,7 @@ impl Partition {
         for item in items {
             let plans = Arc::clone(&self.plans);
             let plan = &plans[item.metric];
-            let agent = self.agent(plan.scope, &item);
+            let agent = self.agent(plan.scope, &item, around);
             let seen = Observation {
                 tenant: &item.tenant,
                 metric: &plan.name,
@@ -486,9 +490,12 @@ impl Partition {
         }
     }
 
-    fn agent(&self, scope: Scope, item: &Item) -> Option<String> {
+    fn agent(&self, scope: Scope, item: &Item, around: &Around) -> Option<String> {
         match scope {
             Scope::Agent => Some(item.scope_id.to_string()),
+            Scope::Run if !item.closed && (item.at as usize) < around.run_agents.len() => {
+                around.run_agents[item.at as usize].as_deref().map(Into::into)
+            }
             Scope::Run => self.runs.get(&item.tenant, &item.scope_id)?.fields.agent.as_deref().map(Into::into),
             _ => None,
         }
@@ -497,7 +504,7 @@ impl Partition {
     fn run_ended(&self, scope: Scope, item: &Item) -> bool {
         scope == Scope::Run
             && item.closed
-            && self.runs.get(&item.tenant, &item.scope_id).is_some_and(|r| r.ended == Some(item.window.1))
+            && self.runs.get(&item.tenant, &item.scope_id).is_some_and(|r| r.ends.contains(&item.window.1))
     }
 
     fn evidence(&self, item: &Item) -> Evidence {
@@ -555,7 +562,7 @@ impl Partition {
                 }
                 if judged.limit.mode != Mode::Audit {
                     let (agent_id, clock) = match item {
-                        Some(i) => (self.agent(at.scope, i), around.clock(i, &self.clocks)),
+                        Some(i) => (self.agent(at.scope, i, around), around.clock(i, &self.clocks)),
                         None => (None, at.event_time),
                     };
                     entries.push(Entry::Member(Box::new(Member {
@@ -594,6 +601,8 @@ struct Around {
     clocks: Vec<Micros>,
     /// Each row's run's limit set.
     run_sets: Vec<u32>,
+    /// Each row's run's agent.
+    run_agents: Vec<Option<Arc<str>>>,
     /// With the event clock: the step's clock at each row.
     row_now: Vec<Micros>,
     /// Runs whose terms changed inside the batch.
@@ -608,6 +617,7 @@ impl Around {
             batch: None,
             clocks: Vec::new(),
             run_sets: Vec::new(),
+            run_agents: Vec::new(),
             row_now: Vec::new(),
             changed: HashSet::new(),
             tenants: BTreeSet::new(),

@@ -14,6 +14,8 @@ use crate::clock::{Micros, SECOND};
 
 /// How long a silent or ended run is remembered.
 const KEPT: Micros = 24 * 3600 * SECOND;
+/// End markers remembered per run.
+const ENDS: usize = 16;
 /// Granularity of forgetting.
 const BUCKET: Micros = 3600 * SECOND;
 
@@ -50,8 +52,8 @@ pub struct Run {
     pub first: Micros,
     /// Event time of the latest event.
     pub last: Micros,
-    /// Event time of `run.completed` or `run.failed`.
-    pub ended: Option<Micros>,
+    /// Event times of `run.completed` and `run.failed`: the latest [`ENDS`] of them. More than one when the id is used again.
+    pub ends: BTreeSet<Micros>,
     /// Interned arbitration of the moment; not state, found again after a restart.
     #[serde(skip)]
     pub limit_set: Option<u32>,
@@ -115,20 +117,15 @@ impl RunTable {
                     first_token: Arc::clone(snapshot),
                     first: seen.time,
                     last: seen.time,
-                    ended: None,
+                    ends: BTreeSet::new(),
                     limit_set: None,
                 })
             }
         };
         let mut touched = bound == Bound::New;
         match seen.event_type {
-            // a start that arrives after the end it belongs before opens nothing
-            "run.started"
-                if run.ended.is_none_or(|end| seen.time > end)
-                    && (run.run_start != *snapshot || run.ended.is_some()) =>
-            {
+            "run.started" if run.run_start != *snapshot => {
                 run.run_start = Arc::clone(snapshot);
-                run.ended = None;
                 touched = true;
                 bound = bound.max(Bound::Changed);
             }
@@ -138,8 +135,10 @@ impl RunTable {
                 bound = bound.max(Bound::Changed);
             }
             "run.completed" | "run.failed" => {
-                run.ended = Some(seen.time);
-                touched = true;
+                touched |= run.ends.insert(seen.time);
+                if run.ends.len() > ENDS {
+                    run.ends.pop_first();
+                }
             }
             _ => {}
         }
@@ -293,16 +292,6 @@ mod tests {
         assert_eq!((bound, &*run.run_start, run.fields.agent.as_deref()), (Bound::Same, "a", Some("x")));
         assert_eq!(table.observe(seen("run.first_token", 2, None), &b).0, Bound::Changed);
         assert_eq!(table.observe(seen("run.step", 3, Some("y")), &b).0, Bound::Changed, "another agent, other terms");
-    }
-
-    #[test]
-    fn a_start_that_arrives_after_its_end_opens_nothing() {
-        let mut table = RunTable::default();
-        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
-        table.observe(seen("run.completed", 9, None), &a);
-        assert_eq!(table.observe(seen("run.started", 0, None), &b).1.ended, Some(9));
-        let (_, run) = table.observe(seen("run.started", 10, None), &b);
-        assert_eq!((run.ended, &*run.run_start), (None, "b"), "the id is used again");
     }
 
     #[test]

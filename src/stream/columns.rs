@@ -9,6 +9,7 @@ use datafusion::arrow::datatypes::DataType;
 use datafusion::arrow::row::{RowConverter, RowParser, SortField};
 
 use super::Error;
+use super::native::{self, Native, Parts};
 
 /// One fixed-width column.
 pub(super) struct Fixed {
@@ -59,6 +60,32 @@ impl Fixed {
         let data =
             ArrayData::builder(self.ty.clone()).len(slots.len()).add_buffer(Buffer::from(out)).nulls(nulls).build()?;
         Ok(make_array(data))
+    }
+
+    pub(super) fn cells(&mut self) -> native::Cells<'_> {
+        native::Cells { data: &mut self.data, valid: &mut self.valid }
+    }
+
+    /// The union of parts per group, as an array of the column's type.
+    pub(super) fn merged(&self, op: Native, parts: &Parts<'_>, groups: usize) -> Result<ArrayRef, Error> {
+        let (data, valid) = op.merge(&self.data, &self.valid, parts, groups);
+        let nulls = if valid.iter().all(|v| *v) { None } else { Some(NullBuffer::from(valid)) };
+        let mut out = MutableBuffer::with_capacity(data.len());
+        out.extend_from_slice(&data);
+        let data =
+            ArrayData::builder(self.ty.clone()).len(groups).add_buffer(Buffer::from(out)).nulls(nulls).build()?;
+        Ok(make_array(data))
+    }
+
+    /// Writes the union of parts per group.
+    pub(super) fn merge_into(&mut self, op: Native, parts: &Parts<'_>, write: &[u32]) {
+        let (data, valid) = op.merge(&self.data, &self.valid, parts, write.len());
+        let w = self.width;
+        for ((slot, from), known) in write.iter().zip(data.chunks_exact(w)).zip(valid) {
+            let to = *slot as usize * w;
+            self.data[to..to + w].copy_from_slice(from);
+            self.valid[*slot as usize] = known;
+        }
     }
 
     fn scatter(&mut self, slots: &[u32], array: &ArrayRef) -> Result<(), Error> {
@@ -216,6 +243,22 @@ impl States {
     /// Reads a state written by [`States::encode`]. May panic on malformed bytes: the caller catches.
     pub(super) fn decode(&self, bytes: &[u8]) -> Result<Vec<ArrayRef>, Error> {
         Ok(self.converter.convert_rows(std::iter::once(self.parser.parse(bytes)))?)
+    }
+
+    /// The only column of a state of one fixed-width field.
+    pub(super) fn single(&self) -> Option<&Fixed> {
+        match &self.kind {
+            Kind::Fixed(columns) => columns.first().filter(|_| columns.len() == 1),
+            Kind::Cells(_) => None,
+        }
+    }
+
+    /// See [`States::single`].
+    pub(super) fn single_mut(&mut self) -> Option<&mut Fixed> {
+        match &mut self.kind {
+            Kind::Fixed(columns) if columns.len() == 1 => columns.first_mut(),
+            _ => None,
+        }
     }
 
     pub(super) fn any_capped(&self) -> bool {

@@ -82,12 +82,14 @@ pub(super) struct Emitted {
     pub(super) kept: Option<Vec<u32>>,
 }
 
-/// Evaluates windows for some members of a store.
+/// Evaluates windows for some members of a store. With `values_at`, the engine's expressions over the batch, every window's
+/// `at` is a row of its group.
 pub(super) fn emit(
     pool: &mut Pool,
     keys: &KeySet,
     members: &[&Member],
     evals: &Evals,
+    values_at: Option<&[ArrayRef]>,
     errors: &mut u64,
 ) -> Result<Vec<Emitted>, Error> {
     let n = evals.list.len();
@@ -120,7 +122,14 @@ pub(super) fn emit(
         }
     }
     let capped: Vec<bool> = pool.aggregates.iter().map(|a| a.states.any_capped()).collect();
-    let key_columns = keys.columns(evals.list.iter().map(|e| e.group))?;
+    let key_columns = match values_at {
+        // the causing row has the key: copying it is cheaper than decoding
+        Some(values) => {
+            let rows = UInt32Array::from_iter_values(evals.list.iter().map(|e| e.at));
+            keys.columns.iter().map(|c| Ok(take(&values[*c], &rows, None)?)).collect::<Result<Vec<_>, Error>>()?
+        }
+        None => keys.columns(evals.list.iter().map(|e| e.group))?,
+    };
     let starts: ArrayRef = Arc::new(evals.list.iter().map(|e| Some(e.window.0)).collect::<TimestampMicrosecondArray>());
     let ends: ArrayRef = Arc::new(evals.list.iter().map(|e| Some(e.window.1)).collect::<TimestampMicrosecondArray>());
 

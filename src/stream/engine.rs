@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, new_empty_array};
+use datafusion::arrow::buffer::BooleanBuffer;
 use datafusion::arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use datafusion::common::Column;
 use datafusion::physical_expr::PhysicalExpr;
@@ -393,10 +394,11 @@ impl Engine {
             })
             .collect();
         let mut late: Vec<Vec<u32>> = vec![Vec::new(); self.stores.len()];
+        let mut place_of = vec![0usize; self.clocks.list.len()];
         let mut from = 0;
         while from < rows {
             let mut to = from;
-            let mut moved: BTreeMap<u32, Vec<(Micros, u32)>> = BTreeMap::new();
+            let mut moved: Vec<(u32, Vec<(Micros, u32)>)> = Vec::new();
             while to < rows {
                 let clock = clocks[to];
                 if to > from && valid[to] && times[to] <= before[to] {
@@ -407,11 +409,16 @@ impl Engine {
                     }
                 }
                 if after[to] != before[to] {
-                    moved.entry(clock).or_default().push((after[to], to as u32));
+                    let place = &mut place_of[clock as usize];
+                    if moved.get(*place).is_none_or(|(c, _)| *c != clock) {
+                        *place = moved.len();
+                        moved.push((clock, Vec::new()));
+                    }
+                    moved[*place].1.push((after[to], to as u32));
                 }
                 to += 1;
             }
-            let moved: Vec<_> = moved.into_iter().collect();
+            moved.sort_unstable_by_key(|(clock, _)| *clock);
             for (clock, steps) in &moved {
                 if let Some((watermark, _)) = steps.last() {
                     begin[*clock as usize] = *watermark;
@@ -452,9 +459,9 @@ impl Engine {
         for store in &mut self.stores {
             let keys = &self.key_sets[store.key_set()];
             match store {
-                Store::Panes(s) => early.extend(s.early(keys, &mut self.errors)?),
+                Store::Panes(s) => early.extend(s.early(keys, view, &mut self.errors)?),
                 Store::Sessions(s) => {
-                    early.extend(s.early(keys, &mut self.errors)?);
+                    early.extend(s.early(keys, view, &mut self.errors)?);
                     for member in s.members.iter().filter(|m| m.query.early() && !s.must_trace().is_empty()) {
                         wanted.entry(member.index).or_default().extend(s.must_trace());
                     }
@@ -628,16 +635,23 @@ impl Engine {
 
     /// Per store, the rows its filters keep.
     fn select(&self, values: &[ArrayRef], valid: &[bool]) -> Result<Vec<Vec<u32>>, Error> {
-        let mut out = Vec::with_capacity(self.stores.len());
-        for filters in &self.filters {
-            let masks = filters.iter().map(|f| boolean(&values[*f])).collect::<Result<Vec<_>, _>>()?;
-            let rows = (0..valid.len())
-                .filter(|row| valid[*row] && masks.iter().all(|m| m.value(*row) && m.is_valid(*row)))
-                .map(|row| row as u32)
-                .collect();
-            out.push(rows);
+        let valid = BooleanBuffer::from(valid);
+        let mut masks: BTreeMap<usize, BooleanBuffer> = BTreeMap::new();
+        for filter in self.filters.iter().flatten() {
+            if !masks.contains_key(filter) {
+                let array = boolean(&values[*filter])?;
+                let mask = match array.nulls() {
+                    Some(nulls) => array.values() & nulls.inner(),
+                    None => array.values().clone(),
+                };
+                masks.insert(*filter, mask);
+            }
         }
-        Ok(out)
+        let keep = |filters: &Vec<usize>| {
+            let mask = filters.iter().filter_map(|f| masks.get(f)).fold(valid.clone(), |all, mask| &all & mask);
+            mask.set_indices().map(|row| row as u32).collect()
+        };
+        Ok(self.filters.iter().map(keep).collect())
     }
 
     fn report_late(&mut self, selected: &[Vec<u32>], late: Vec<Vec<u32>>, out: &mut Output) {

@@ -1,12 +1,13 @@
 //! Group keys as dense ids.
 //!
 //! A [`KeySet`] is shared by all queries with the same GROUP BY keys. Each distinct key gets an id; ids are freed when no store
-//! holds state for them and may be reused from the next push on. A key is kept as row-format bytes, which also name it in
+//! holds state for them and may be reused from the next push on. A key is kept as bytes, which also name it in
 //! checkpoints.
 
 use std::hash::Hasher;
+use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, UInt32Array};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, StringBuilder, UInt32Array};
 use datafusion::arrow::compute::take;
 use datafusion::arrow::datatypes::DataType;
 use datafusion::arrow::row::{RowConverter, RowParser, SortField};
@@ -18,11 +19,107 @@ use super::Error;
 /// No group.
 pub(super) const NONE: u32 = u32::MAX;
 
+/// How keys are written as bytes.
+enum Codec {
+    /// Text columns: per column a length (all ones: NULL) and the bytes. Cheaper than the row format, and the usual case.
+    Texts(usize),
+    /// Anything else, in Arrow's row format.
+    Rows(RowConverter, RowParser),
+}
+
+/// The length that stands for NULL.
+const NULL: u32 = u32::MAX;
+
+impl Codec {
+    fn new(types: &[DataType]) -> Result<Self, Error> {
+        if types.iter().all(|t| *t == DataType::Utf8) {
+            return Ok(Self::Texts(types.len()));
+        }
+        let converter = RowConverter::new(types.iter().map(|t| SortField::new(t.clone())).collect())?;
+        let parser = converter.parser();
+        Ok(Self::Rows(converter, parser))
+    }
+
+    /// Calls `f` with (row, key) for each needed row.
+    fn encode(
+        &self,
+        columns: &[ArrayRef],
+        needed: &[u32],
+        rows: usize,
+        mut f: impl FnMut(usize, &[u8]),
+    ) -> Result<(), Error> {
+        match self {
+            Self::Texts(_) => {
+                let texts = columns
+                    .iter()
+                    .map(|c| c.as_string_opt::<i32>().ok_or_else(|| Error::Input("a key column is not Utf8".into())))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let mut key = Vec::with_capacity(128);
+                for row in needed {
+                    let row = *row as usize;
+                    key.clear();
+                    for text in &texts {
+                        if text.is_null(row) {
+                            key.extend_from_slice(&NULL.to_be_bytes());
+                        } else {
+                            let value = text.value(row).as_bytes();
+                            key.extend_from_slice(&(value.len() as u32).to_be_bytes());
+                            key.extend_from_slice(value);
+                        }
+                    }
+                    f(row, &key);
+                }
+            }
+            Self::Rows(converter, _) => {
+                let keys = if needed.len() == rows {
+                    converter.convert_columns(columns)?
+                } else {
+                    let at = UInt32Array::from(needed.to_vec());
+                    let taken = columns.iter().map(|c| take(c, &at, None)).collect::<Result<Vec<_>, _>>()?;
+                    converter.convert_columns(&taken)?
+                };
+                for (key, row) in keys.iter().zip(needed) {
+                    f(*row as usize, key.as_ref());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The columns of some keys. Malformed bytes are an error or, in the row format, a panic.
+    fn decode<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) -> Result<Vec<ArrayRef>, Error> {
+        match self {
+            Self::Texts(columns) => {
+                let mut out: Vec<StringBuilder> = (0..*columns).map(|_| StringBuilder::new()).collect();
+                let broken = || Error::State("a group key".into());
+                for mut key in keys {
+                    for column in &mut out {
+                        let (len, rest) = key.split_first_chunk::<4>().ok_or_else(broken)?;
+                        key = rest;
+                        let len = u32::from_be_bytes(*len);
+                        if len == NULL {
+                            column.append_null();
+                            continue;
+                        }
+                        let (text, rest) = key.split_at_checked(len as usize).ok_or_else(broken)?;
+                        column.append_value(std::str::from_utf8(text).map_err(|_| broken())?);
+                        key = rest;
+                    }
+                    if !key.is_empty() {
+                        return Err(broken());
+                    }
+                }
+                Ok(out.into_iter().map(|mut c| Arc::new(c.finish()) as ArrayRef).collect())
+            }
+            Self::Rows(converter, parser) => Ok(converter.convert_rows(keys.map(|k| parser.parse(k)))?),
+        }
+    }
+}
+
 pub(super) struct KeySet {
     /// Indices into the engine's expressions, one per key column.
     pub(super) columns: Vec<usize>,
-    converter: RowConverter,
-    parser: RowParser,
+    codec: Codec,
     table: HashTable<u32>,
     hashes: Vec<u64>,
     keys: Vec<Box<[u8]>>,
@@ -43,13 +140,9 @@ fn hash(bytes: &[u8]) -> u64 {
 
 impl KeySet {
     pub(super) fn new(columns: Vec<usize>, types: &[DataType]) -> Result<Self, Error> {
-        let fields: Vec<_> = types.iter().map(|t| SortField::new(t.clone())).collect();
-        let converter = RowConverter::new(fields)?;
-        let parser = converter.parser();
         Ok(Self {
             columns,
-            converter,
-            parser,
+            codec: Codec::new(types)?,
             table: HashTable::new(),
             hashes: Vec::new(),
             keys: Vec::new(),
@@ -74,18 +167,10 @@ impl KeySet {
         if needed.is_empty() {
             return Ok(out);
         }
-        let keys = if needed.len() == rows {
-            self.converter.convert_columns(columns)?
-        } else {
-            let at = UInt32Array::from(needed.to_vec());
-            let taken = columns.iter().map(|c| take(c, &at, None)).collect::<Result<Vec<_>, _>>()?;
-            self.converter.convert_columns(&taken)?
-        };
-        for (key, row) in keys.iter().zip(needed) {
-            let row = *row as usize;
-            out[row] = self.id(key.as_ref(), clocks[row]);
-        }
-        Ok(out)
+        let codec = std::mem::replace(&mut self.codec, Codec::Texts(0));
+        let done = codec.encode(columns, needed, rows, |row, key| out[row] = self.id(key, clocks[row]));
+        self.codec = codec;
+        done.map(|()| out)
     }
 
     /// The id of a key given as bytes, new if unknown.
@@ -168,12 +253,12 @@ impl KeySet {
 
     /// The key columns of some ids.
     pub(super) fn columns(&self, ids: impl Iterator<Item = u32>) -> Result<Vec<ArrayRef>, Error> {
-        Ok(self.converter.convert_rows(ids.map(|id| self.parser.parse(&self.keys[id as usize])))?)
+        self.codec.decode(ids.map(|id| &*self.keys[id as usize]))
     }
 
     /// Decodes one key given as bytes. May panic on malformed bytes: the caller catches.
     pub(super) fn decode(&self, key: &[u8]) -> Result<Vec<ArrayRef>, Error> {
-        Ok(self.converter.convert_rows(std::iter::once(self.parser.parse(key)))?)
+        self.codec.decode(std::iter::once(key))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -187,7 +272,6 @@ impl KeySet {
 
 /// The text of row `row` of the clock column; NULL reads as the empty text.
 pub(super) fn clock_text(array: &ArrayRef, row: usize) -> Result<&str, Error> {
-    use datafusion::arrow::array::AsArray;
     let strings = array.as_string_opt::<i32>().ok_or_else(|| Error::Input("the clock column is not Utf8".into()))?;
     Ok(if strings.is_null(row) { "" } else { strings.value(row) })
 }

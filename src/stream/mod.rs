@@ -18,6 +18,7 @@ mod flatten;
 mod keys;
 mod metric;
 mod monotone;
+mod native;
 mod output;
 mod panes;
 mod persist;

@@ -61,7 +61,7 @@ impl Judge<'_> {
                         Ok(Rising { non_negative: true })
                     }
                     Operator::Multiply => no("multiplies by something that may be negative"),
-                    Operator::Divide if matches!(right.as_ref(), Expr::Literal(v, _) if literal_positive(v)) => Ok(l),
+                    Operator::Divide if positive(right) => Ok(l),
                     _ => no(&format!("uses {op}, under which it may fall")),
                 }
             }
@@ -190,8 +190,12 @@ fn literal_non_negative(v: &ScalarValue) -> bool {
     sign(v).is_some_and(|f| f >= 0.0)
 }
 
-fn literal_positive(v: &ScalarValue) -> bool {
-    sign(v).is_some_and(|f| f > 0.0)
+fn positive(expr: &Expr) -> bool {
+    match expr {
+        Expr::Literal(v, _) => sign(v).is_some_and(|f| f > 0.0),
+        Expr::Cast(c) => positive(&c.expr),
+        _ => false,
+    }
 }
 
 fn is_zero(v: &ScalarValue) -> bool {

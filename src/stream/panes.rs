@@ -370,7 +370,12 @@ impl PaneStore {
     }
 
     /// Results of the touched groups for queries whose value only rises.
-    pub(super) fn early(&mut self, keys: &KeySet, errors: &mut u64) -> Result<Vec<QueryRows>, Error> {
+    pub(super) fn early(
+        &mut self,
+        keys: &KeySet,
+        batch: &Batch<'_>,
+        errors: &mut u64,
+    ) -> Result<Vec<QueryRows>, Error> {
         if self.touch.slots.is_empty() || !self.members.iter().any(|m| m.query.early()) {
             return Ok(Vec::new());
         }
@@ -388,7 +393,7 @@ impl PaneStore {
             }
         }
         let members: Vec<&Member> = self.members.iter().filter(|m| m.query.early()).collect();
-        let emitted = emit(&mut self.pool, keys, &members, &evals, errors)?;
+        let emitted = emit(&mut self.pool, keys, &members, &evals, Some(batch.values), errors)?;
         if !self.hop {
             return Ok(emitted.into_iter().map(|e| e.rows).collect());
         }
@@ -535,7 +540,9 @@ impl PaneStore {
             }
             jobs.run(&mut self.pool)?;
             let one = [&self.members[member]];
-            results.extend(emit(&mut self.pool, keys, &one, &evals, errors)?.into_iter().map(|e| e.rows));
+            results.extend(
+                emit(&mut self.pool, keys, &one, &evals, Some(batch.values), errors)?.into_iter().map(|e| e.rows),
+            );
             scratch.into_iter().for_each(|slot| self.pool.release(slot));
         }
         for slot in temps.into_iter().filter(|s| *s != NO_SLOT) {
@@ -590,7 +597,7 @@ impl PaneStore {
         closing.jobs.run(&mut self.pool)?;
         evals.sort(keys);
         let members: Vec<&Member> = self.members.iter().collect();
-        let emitted = emit(&mut self.pool, keys, &members, &evals, errors)?;
+        let emitted = emit(&mut self.pool, keys, &members, &evals, None, errors)?;
         let mut missing: Vec<Vec<Eval>> = vec![closing.ran_empty; self.members.len()];
         for (i, e) in emitted.into_iter().enumerate() {
             if let Some(kept) = &e.kept {

@@ -15,6 +15,7 @@ use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
 
 use super::Error;
 use super::columns::States;
+use super::native::{Input, Native, Parts};
 use super::query::{AggregateCall, fingerprint};
 
 /// No slot.
@@ -35,6 +36,7 @@ pub(super) struct Aggregate {
     pub(super) states: States,
     /// The value is the state itself.
     direct: bool,
+    native: Option<Native>,
 }
 
 fn accumulator(call: &Arc<AggregateFunctionExpr>) -> Result<Box<dyn GroupsAccumulator>, Error> {
@@ -51,14 +53,17 @@ impl Aggregate {
         let types: Vec<DataType> = call.state_fields()?.iter().map(|f| f.data_type().clone()).collect();
         let plain = matches!(call.fun().name(), "sum" | "count" | "min" | "max") && !call.is_distinct();
         let direct = plain && types.len() == 1 && types[0] == *call.field().data_type();
+        let arg_types: Vec<DataType> = spec.args.iter().map(|a| a.ty.clone()).collect();
+        let native = Native::of(call.fun().name(), &arg_types, &types);
         Ok(Self {
             text: text.to_owned(),
             fingerprint: fingerprint([text]),
             call: Arc::clone(call),
-            arg_types: spec.args.iter().map(|a| a.ty.clone()).collect(),
+            arg_types,
             args,
             filter,
             accumulator: accumulator(call)?,
+            native: native.filter(|_| direct),
             states: States::new(types)?,
             direct,
         })
@@ -157,6 +162,7 @@ impl Pool {
         keep_old: bool,
     ) -> Result<Option<Old>, Error> {
         let groups = write.len();
+        let given = write;
         let old_locals: Vec<u32> = (0..groups as u32).filter(|i| read[*i as usize] != NO_SLOT).collect();
         let held = old_locals.len();
         let old_slots: Vec<u32> = old_locals.iter().map(|i| read[*i as usize]).collect();
@@ -195,6 +201,18 @@ impl Pool {
         let cap = self.cap;
         let mut saved = Vec::new();
         for aggregate in &mut self.aggregates {
+            if let Some(op) = aggregate.native {
+                if keep_old {
+                    saved.push(aggregate.states.gather(&old_slots)?);
+                }
+                let filter = aggregate.filter.map(|f| boolean(&feed.values[f])).transpose()?;
+                let input =
+                    Input { rows: feed.rows, locals: feed.locals, arg: &feed.values[aggregate.args[0]], filter };
+                if let Some(column) = aggregate.states.single_mut() {
+                    op.update(&mut column.cells(), read, given, &input);
+                }
+                continue;
+            }
             let args = aggregate.args.iter().map(|i| fetch(*i)).collect::<Result<Vec<_>, _>>()?;
             let filter = aggregate.filter.map(&mut fetch).transpose()?;
             let mut filter = filter.as_ref().map(boolean).transpose()?.cloned();
@@ -262,6 +280,10 @@ impl Pool {
             return Ok(());
         }
         for aggregate in &mut self.aggregates {
+            if let Some((op, column)) = aggregate.native.zip(aggregate.states.single_mut()) {
+                column.merge_into(op, &Parts { slots: parts, groups }, write);
+                continue;
+            }
             aggregate.accumulator.merge_batch(&aggregate.states.gather(parts)?, groups, write.len())?;
             let new = aggregate.accumulator.state(EmitTo::All)?;
             if aggregate.states.any_capped() {
@@ -288,10 +310,13 @@ impl Pool {
     /// The value of aggregate `a` over each of `groups` unions of parts, merged in the order given. Every group has a part.
     pub(super) fn evaluate(&mut self, a: usize, parts: &[u32], of: &[usize], groups: usize) -> Result<ArrayRef, Error> {
         let aggregate = &mut self.aggregates[a];
-        let states = aggregate.states.gather(parts)?;
         if aggregate.direct && parts.len() == groups {
-            return Ok(Arc::clone(&states[0]));
+            return Ok(aggregate.states.gather(parts)?.swap_remove(0));
         }
+        if let Some((op, column)) = aggregate.native.zip(aggregate.states.single()) {
+            return column.merged(op, &Parts { slots: parts, groups: of }, groups);
+        }
+        let states = aggregate.states.gather(parts)?;
         aggregate.accumulator.merge_batch(&states, of, groups)?;
         Ok(aggregate.accumulator.evaluate(EmitTo::All)?)
     }

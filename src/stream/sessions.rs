@@ -729,7 +729,12 @@ impl SessionStore {
     }
 
     /// Results of the touched sessions for queries whose value only rises.
-    pub(super) fn early(&mut self, keys: &KeySet, errors: &mut u64) -> Result<Vec<QueryRows>, Error> {
+    pub(super) fn early(
+        &mut self,
+        keys: &KeySet,
+        batch: &Batch<'_>,
+        errors: &mut u64,
+    ) -> Result<Vec<QueryRows>, Error> {
         let members: Vec<&Member> = self.members.iter().filter(|m| m.query.early()).collect();
         if self.works.is_empty() || members.is_empty() {
             return Ok(Vec::new());
@@ -748,7 +753,10 @@ impl SessionStore {
                 evals.end(w.group, w.last_row, (s.start, s.end(self.gap)), from);
             }
         }
-        Ok(emit(&mut self.pool, keys, &members, &evals, errors)?.into_iter().map(|e| e.rows).collect())
+        Ok(emit(&mut self.pool, keys, &members, &evals, Some(batch.values), errors)?
+            .into_iter()
+            .map(|e| e.rows)
+            .collect())
     }
 
     /// Groups whose sessions were split in the last sub-batch: an earlier value may have been higher.
@@ -838,7 +846,9 @@ impl SessionStore {
             }
             self.refold(batch, jobs)?;
             let one = [&self.members[member]];
-            results.extend(emit(&mut self.pool, keys, &one, &evals, errors)?.into_iter().map(|e| e.rows));
+            results.extend(
+                emit(&mut self.pool, keys, &one, &evals, Some(batch.values), errors)?.into_iter().map(|e| e.rows),
+            );
         }
         for (slot, _) in temps.into_values() {
             self.pool.release(slot);
@@ -871,7 +881,7 @@ impl SessionStore {
         }
         evals.sort(keys);
         let members: Vec<&Member> = self.members.iter().collect();
-        for (i, e) in emit(&mut self.pool, keys, &members, &evals, errors)?.into_iter().enumerate() {
+        for (i, e) in emit(&mut self.pool, keys, &members, &evals, None, errors)?.into_iter().enumerate() {
             if let Some(kept) = &e.kept {
                 let missing: Vec<Eval> = (0..evals.list.len())
                     .filter(|n| kept.binary_search(&(*n as u32)).is_err())

@@ -8,11 +8,13 @@
 
 mod demo_traffic;
 mod determinism;
+mod kafka_mock;
+mod kafka_real;
 mod manual;
 mod observability;
 mod real_hour;
 mod sidecar;
 mod stream;
 mod support;
-mod walls;
 mod telemetry;
+mod walls;

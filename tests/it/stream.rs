@@ -1,5 +1,7 @@
 //! The engine against the batch oracle, and against itself under other cuts.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -654,7 +656,7 @@ fn list_like_state_stops_at_its_cap_at_the_same_row_for_every_cut() {
         let mut engine = Engine::new(vec![Arc::clone(&query)], settings.clone()).unwrap();
         let mut outputs = feed(&mut engine, &rows, cuts, &mut All);
         outputs.push((0, engine.close_all().unwrap()));
-        assert_eq!(engine.stats().capped > 0, true);
+        assert!(engine.stats().capped > 0);
         (story(&outputs), traces(&outputs))
     };
     let whole = run(&[]);

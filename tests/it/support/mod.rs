@@ -1,5 +1,10 @@
 //! What several behaviour tests need: the shipped queries, real telemetry, and settings of a core.
 
+pub mod broker;
+pub mod child;
+pub mod sidecar;
+pub mod toy;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};

@@ -1,0 +1,314 @@
+//! The shell on a real Apache Kafka: what the mock cannot prove. Needs a broker, see `support::broker`.
+//!
+//! The long form of the crash test: `RUNWARDEN_KILL_ROUNDS=50 cargo test --test it kafka_real::kill -- --nocapture`.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use runwarden::kafka::provision::{Broker as Admin, verify};
+use runwarden::kafka::reader::read_topic;
+use runwarden::kafka::{ClientSettings, Ended, Error, ShellConfig, Topics};
+
+use crate::support::broker::{Broker, fresh_topics, shared, skipped};
+use crate::support::child::{Orders, SidecarChild};
+use crate::support::sidecar::{Sidecar, Traffic, eventually};
+use crate::support::toy::Toy;
+
+const LONG: Duration = Duration::from_secs(90);
+
+macro_rules! broker_or_skip {
+    ($test:literal) => {
+        match shared() {
+            Some(brokers) => brokers,
+            None => return skipped($test),
+        }
+    };
+}
+
+/// Reproducible "random" numbers.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+}
+
+fn rounds() -> usize {
+    std::env::var("RUNWARDEN_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(6)
+}
+
+/// Nothing a sidecar says may tell of a determinism fault or of lost history.
+fn assert_sound(said: &str) {
+    for alarm in ["ReplayMismatch", "HistoryGone", "KeyRefused", "panicked"] {
+        assert!(!said.contains(alarm), "{alarm} in:\n{said}");
+    }
+}
+
+/// Every alert by deadline has its number once, without a gap.
+fn assert_ticks(client: &ClientSettings, topics: &Topics) {
+    let ticks = read_topic(client, &topics.alerts).unwrap();
+    let ids: BTreeSet<_> = ticks.iter().map(|t| String::from_utf8(t.key.clone().unwrap()).unwrap()).collect();
+    assert_eq!(ids.len(), ticks.len(), "deadlines fire once");
+    for partition in 0..topics.partitions {
+        let of: Vec<_> = ids.iter().filter(|id| id.starts_with(&format!("{partition}/"))).collect();
+        assert!((1..=of.len()).all(|n| ids.contains(&format!("{partition}/{n}"))), "numbered without a gap");
+    }
+}
+
+/// Sends in the background until told to stop.
+fn with_load<T>(traffic: &mut Traffic, per_tick: usize, body: impl FnOnce() -> T) -> T {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        let load = scope.spawn(move || {
+            let mut n = 0;
+            while !stop.load(Ordering::Relaxed) {
+                traffic.send(per_tick);
+                traffic.send_one(&format!("move:m{}", n % 5), &n.to_string());
+                n += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let guard = Stop(stop);
+        let result = body();
+        drop(guard);
+        load.join().unwrap();
+        result
+    })
+}
+
+#[test]
+fn kill_at_random_moments_loses_and_repeats_nothing() {
+    let brokers = broker_or_skip!("kill_at_random_moments_loses_and_repeats_nothing");
+    let client = ClientSettings::new(&brokers);
+    let topics = fresh_topics(&client, "kill", 3);
+    let mut traffic = Traffic::new(&client, &topics, 30);
+    let dir = tempfile::tempdir().unwrap();
+    let orders = Orders { is_static: true, ..Orders::new(&brokers, &topics, "a") };
+    let mut dice = Dice(7);
+    let mut restarts = Vec::new();
+    let last = with_load(&mut traffic, 20, || {
+        let mut child = SidecarChild::start(&orders, &dir, 0);
+        child.await_saying("Restored", LONG);
+        for round in 1..=rounds() {
+            std::thread::sleep(Duration::from_millis(dice.roll(1_500)));
+            assert_sound(&child.kill());
+            let started = Instant::now();
+            child = SidecarChild::start(&orders, &dir, round);
+            // Every other time it dies while it restores.
+            if dice.roll(3) > 0 {
+                eventually("all restored", LONG, || child.said().matches("Restored").count() >= 3);
+                restarts.push(started.elapsed());
+            }
+        }
+        child
+    });
+    traffic.settle(&client, &topics, LONG);
+    let (clean, said) = last.stop();
+    assert!(clean, "{said}");
+    assert_sound(&said);
+    traffic.settle(&client, &topics, LONG);
+    assert_ticks(&client, &topics);
+    restarts.sort();
+    println!("{} records, restart to all restored: {restarts:?}", traffic.total());
+}
+
+fn scale_and_kill(test: &str, consumer_protocol: bool, brokers: &str) {
+    let client = ClientSettings::new(brokers);
+    let topics = fresh_topics(&client, test, 6);
+    let mut traffic = Traffic::new(&client, &topics, 60);
+    let dir = tempfile::tempdir().unwrap();
+    let orders = |slot: &str| Orders { consumer_protocol, ..Orders::new(brokers, &topics, slot) };
+    let mut dice = Dice(11);
+    let last = with_load(&mut traffic, 20, || {
+        let a = SidecarChild::start(&orders("a"), &dir, 0);
+        a.await_saying("Restored", LONG);
+        let b = SidecarChild::start(&orders("b"), &dir, 0);
+        let mut c = SidecarChild::start(&orders("c"), &dir, 0);
+        b.await_saying("Restored", LONG);
+        c.await_saying("Restored", LONG);
+        for round in 1..=(rounds() / 3).max(1) {
+            std::thread::sleep(Duration::from_millis(500 + dice.roll(1_500)));
+            assert_sound(&c.kill());
+            c = SidecarChild::start(&orders("c"), &dir, round);
+            c.await_saying("Restored", LONG);
+        }
+        let (clean, said) = a.stop();
+        assert!(clean, "{said}");
+        assert_sound(&said);
+        std::thread::sleep(Duration::from_millis(dice.roll(2_000)));
+        let (clean, said) = c.stop();
+        assert!(clean, "{said}");
+        assert_sound(&said);
+        b
+    });
+    traffic.settle(&client, &topics, LONG);
+    let (clean, said) = last.stop();
+    assert!(clean, "{said}");
+    assert_sound(&said);
+    traffic.settle(&client, &topics, LONG);
+    assert_ticks(&client, &topics);
+}
+
+#[test]
+fn scaling_one_to_three_to_one_with_kills_classic() {
+    let brokers = broker_or_skip!("scaling_one_to_three_to_one_with_kills_classic");
+    scale_and_kill("classic", false, &brokers);
+}
+
+#[test]
+fn scaling_one_to_three_to_one_with_kills_kip_848() {
+    let brokers = broker_or_skip!("scaling_one_to_three_to_one_with_kills_kip_848");
+    scale_and_kill("kip848", true, &brokers);
+}
+
+#[test]
+fn a_stopped_sidecar_that_wakes_after_losing_its_partitions_cannot_write() {
+    let brokers = broker_or_skip!("a_stopped_sidecar_that_wakes_after_losing_its_partitions_cannot_write");
+    let client = ClientSettings::new(&brokers);
+    let topics = fresh_topics(&client, "zombie", 2);
+    let mut traffic = Traffic::new(&client, &topics, 10);
+    let dir = tempfile::tempdir().unwrap();
+    let orders = |slot: &str| Orders { urgent: true, ..Orders::new(&brokers, &topics, slot) };
+    let (a, b) = with_load(&mut traffic, 20, || {
+        let a = SidecarChild::start(&orders("a"), &dir, 0);
+        eventually("a restored both", LONG, || a.said().matches("Restored").count() == 2);
+        let b = SidecarChild::start(&orders("b"), &dir, 0);
+        b.await_saying("Restored", LONG);
+        std::thread::sleep(Duration::from_millis(500));
+        a.signal("STOP");
+        eventually("b takes over", LONG, || b.said().matches("Restored").count() == 2);
+        std::thread::sleep(Duration::from_secs(2));
+        a.signal("CONT");
+        std::thread::sleep(Duration::from_secs(3));
+        (a, b)
+    });
+    traffic.settle(&client, &topics, LONG);
+    for child in [a, b] {
+        let (clean, said) = child.stop();
+        assert!(clean, "{said}");
+        assert_sound(&said);
+    }
+    traffic.settle(&client, &topics, LONG);
+    assert_ticks(&client, &topics);
+}
+
+#[test]
+fn a_second_holder_of_a_slot_ends_one_of_them_with_its_name() {
+    let brokers = broker_or_skip!("a_second_holder_of_a_slot_ends_one_of_them_with_its_name");
+    let client = ClientSettings::new(&brokers);
+    let topics = fresh_topics(&client, "slot", 2);
+    let mut traffic = Traffic::new(&client, &topics, 10);
+    let orders = Orders { tick: None, ..Orders::new(&brokers, &topics, "a") };
+    let fenced = with_load(&mut traffic, 5, || {
+        let first = Sidecar::start(orders.config(), Toy::default());
+        eventually("first is ready", LONG, || first.status.ready());
+        let second = Sidecar::start(orders.config(), Toy::default());
+        eventually("one of them gives up", LONG, || !(first.is_running() && second.is_running()));
+        let (ended, other) = if first.is_running() { (second, first) } else { (first, second) };
+        let error = ended.join().unwrap_err();
+        (error, other)
+    });
+    let (error, other) = fenced;
+    assert!(matches!(&error, Error::FencedTwice { id } if id.ends_with("group-a-0")), "{error}");
+    traffic.settle(&client, &topics, LONG);
+    other.drain(LONG);
+}
+
+#[test]
+fn a_broker_restart_is_survived_without_a_sidecar_restart() {
+    let Some(mut broker) = Broker::start() else {
+        return skipped("a_broker_restart_is_survived_without_a_sidecar_restart");
+    };
+    let client = ClientSettings::new(broker.bootstrap());
+    let topics = fresh_topics(&client, "restart", 3);
+    let mut traffic = Traffic::new(&client, &topics, 10);
+    let orders = Orders::new(&broker.bootstrap(), &topics, "a");
+    let sidecar = Sidecar::start(orders.config(), orders.toy());
+    eventually("ready", LONG, || sidecar.status.ready());
+    with_load(&mut traffic, 10, || {
+        for kill in [false, true] {
+            std::thread::sleep(Duration::from_millis(800));
+            if kill {
+                broker.kill()
+            } else {
+                broker.stop()
+            }
+            std::thread::sleep(Duration::from_millis(500));
+            broker.up();
+            let before = sidecar.status.counters.records_in.get();
+            eventually("it goes on", LONG, || sidecar.status.counters.records_in.get() > before + 100);
+        }
+    });
+    traffic.settle(&client, &topics, LONG);
+    assert!(sidecar.is_running());
+    assert_sound(&sidecar.witness.events.lock().unwrap().join("\n"));
+    assert_eq!(sidecar.drain(LONG), Ended::Drained);
+    assert_ticks(&client, &topics);
+}
+
+#[test]
+fn an_outage_longer_than_the_transaction_time_out_ends_in_a_rebuild_and_loses_nothing() {
+    let Some(mut broker) = Broker::start() else {
+        return skipped("an_outage_longer_than_the_transaction_time_out_ends_in_a_rebuild_and_loses_nothing");
+    };
+    let client = ClientSettings::new(broker.bootstrap());
+    let topics = fresh_topics(&client, "outage", 2);
+    let mut traffic = Traffic::new(&client, &topics, 10);
+    let orders = Orders::new(&broker.bootstrap(), &topics, "a");
+    let config = ShellConfig { transaction_timeout: Duration::from_secs(3), ..orders.config() };
+    let sidecar = Sidecar::start(config, orders.toy());
+    traffic.send(500);
+    traffic.settle(&client, &topics, LONG);
+    broker.kill();
+    std::thread::sleep(Duration::from_secs(6));
+    broker.up();
+    traffic.send(500);
+    traffic.settle(&client, &topics, LONG);
+    assert_sound(&sidecar.witness.events.lock().unwrap().join("\n"));
+    assert_eq!(sidecar.drain(LONG), Ended::Drained);
+    assert_ticks(&client, &topics);
+}
+
+#[test]
+fn until_end_with_re_keyed_records_is_complete() {
+    let brokers = broker_or_skip!("until_end_with_re_keyed_records_is_complete");
+    let client = ClientSettings::new(&brokers);
+    let topics = fresh_topics(&client, "untilend", 3);
+    let mut traffic = Traffic::new(&client, &topics, 5);
+    for n in 0..3_000 {
+        let key = if n % 3 == 0 { format!("move:m{}", n % 7) } else { format!("k{}", n % 5) };
+        traffic.send_one(&key, &n.to_string());
+    }
+    traffic.flush();
+    let orders = Orders::new(&brokers, &topics, "a");
+    let config = ShellConfig { until_end: true, ..orders.config() };
+    assert_eq!(Sidecar::start(config, Toy::default()).join().unwrap(), Ended::Finished);
+    traffic.check(&client, &topics).unwrap();
+    assert_eq!(read_topic(&client, &topics.runs).unwrap().len(), 3);
+}
+
+#[test]
+fn topics_are_created_with_their_settings_and_wrong_ones_are_refused() {
+    let brokers = broker_or_skip!("topics_are_created_with_their_settings_and_wrong_ones_are_refused");
+    let client = ClientSettings::new(&brokers);
+    let topics = fresh_topics(&client, "provision", 3);
+    let admin = Admin::new(client.clone());
+    assert_eq!(verify(&admin, &topics).unwrap(), 3);
+    let swapped = Topics { checkpoint: topics.steps.clone(), steps: topics.checkpoint.clone(), ..topics.clone() };
+    let error = verify(&admin, &swapped).unwrap_err();
+    assert!(matches!(&error, Error::Cleanup { .. }), "{error}");
+    let five = fresh_topics(&client, "provision", 5);
+    let mixed = Topics { commands: five.commands.clone(), ..topics };
+    let error = verify(&admin, &mixed).unwrap_err().to_string();
+    assert!(error.contains("has 5 partitions") && error.contains("has 3"), "{error}");
+}

@@ -1,0 +1,211 @@
+//! A real Apache Kafka as a child process: one node, from the jars `scripts/kafka install` fetched.
+//!
+//! Tests that need it run when `RUNWARDEN_TEST_KAFKA_HOME` (the directory with `libs/*.jar`) or `RUNWARDEN_TEST_BROKERS` (a
+//! broker that is up) is set; otherwise they say that they were skipped.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use runwarden::kafka::provision::{Broker as Admin, create_and_verify};
+use runwarden::kafka::{ClientSettings, Topics};
+
+/// A broker for the tests of this process to share, if there is one.
+pub fn shared() -> Option<String> {
+    static SHARED: OnceLock<Option<Mutex<Broker>>> = OnceLock::new();
+    if let Ok(brokers) = std::env::var("RUNWARDEN_TEST_BROKERS") {
+        return Some(brokers);
+    }
+    let broker = SHARED.get_or_init(|| Broker::start_with(SWEEP_OFTEN).map(Mutex::new));
+    broker.as_ref().map(|broker| broker.lock().unwrap().bootstrap())
+}
+
+/// Says why a test did nothing.
+pub fn skipped(test: &str) {
+    println!("skipped: {test} needs RUNWARDEN_TEST_KAFKA_HOME (see scripts/kafka install) or RUNWARDEN_TEST_BROKERS");
+}
+
+/// Topics of their own for a test, created.
+pub fn fresh_topics(client: &ClientSettings, test: &str, partitions: i32) -> Topics {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let prefix = format!("{test}-{}-{n}-", std::process::id());
+    let topics = Topics { partitions, replication: 1, ..Topics::with_prefix(&prefix) };
+    create_and_verify(&Admin::new(client.clone()), &topics).unwrap();
+    topics
+}
+
+/// One node; killed with the value.
+pub struct Broker {
+    child: Option<Child>,
+    /// Ends the broker and removes its data when this process is gone, however it went.
+    leash: Option<Child>,
+    port: u16,
+    jars: String,
+    dir: tempfile::TempDir,
+}
+
+impl Broker {
+    /// Starts a node on free ports; `None` without jars.
+    pub fn start() -> Option<Self> {
+        Self::start_with("")
+    }
+
+    fn start_with(settings: &str) -> Option<Self> {
+        let home = PathBuf::from(std::env::var_os("RUNWARDEN_TEST_KAFKA_HOME")?);
+        let jars = format!("{}/*", home.join("libs").display());
+        let dir = tempfile::tempdir().unwrap();
+        let (port, controller) = (free_port(), free_port());
+        let properties = properties(dir.path(), port, controller) + settings;
+        fs::write(dir.path().join("server.properties"), properties).unwrap();
+        fs::write(dir.path().join("log4j2.properties"), LOGGING).unwrap();
+        let mut broker = Self { child: None, leash: None, port, jars, dir };
+        let mut format = broker.java("128m");
+        format.args(["kafka.tools.StorageTool", "format", "--standalone", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c"]);
+        let output = format.arg(broker.dir.path().join("server.properties")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        broker.up();
+        Some(broker)
+    }
+
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Starts the process again on the same data.
+    pub fn up(&mut self) {
+        let log = self.dir.path().join("server.log");
+        let out = File::create(&log).unwrap();
+        let properties = self.dir.path().join("server.properties");
+        let child = self.java("512m").arg("kafka.Kafka").arg(properties).stdout(out).stderr(Stdio::null()).spawn();
+        let child = child.unwrap();
+        let leash = Command::new("sh")
+            .args(["-c", "read -r _; kill -9 \"$1\" 2>/dev/null; sleep 1; rm -rf \"$2\"", "leash"])
+            .arg(child.id().to_string())
+            .arg(self.dir.path())
+            .stdin(Stdio::piped())
+            .spawn();
+        self.leash = Some(leash.unwrap());
+        self.child = Some(child);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            if text.contains("Kafka Server started") {
+                return;
+            }
+            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "the broker did not start:\n{text}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// SIGTERM, and wait.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            signal(&child, "TERM");
+            child.wait().unwrap();
+            self.unleash();
+        }
+    }
+
+    /// SIGKILL, and wait.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            self.unleash();
+        }
+    }
+
+    fn unleash(&mut self) {
+        if let Some(mut leash) = self.leash.take() {
+            leash.kill().unwrap();
+            leash.wait().unwrap();
+        }
+    }
+
+    fn java(&self, heap: &str) -> Command {
+        let mut command = Command::new("java");
+        let logging = self.dir.path().join("log4j2.properties");
+        command.arg("-Xms64m").arg(format!("-Xmx{heap}")).arg("-XX:+UseG1GC");
+        command.arg(format!("-Dlog4j2.configurationFile={}", logging.display()));
+        command.arg("-cp").arg(&self.jars).stdin(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking()
+            && let Some(keep) = std::env::var_os("RUNWARDEN_TEST_KEEP")
+        {
+            // For a look at the logs with Kafka's own tools.
+            let copied = Command::new("cp").arg("-r").arg(self.dir.path()).arg(keep).status();
+            println!("broker data kept: {copied:?}");
+        }
+    }
+}
+
+/// Sends a signal to a child.
+pub fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status().unwrap();
+    assert!(status.success());
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn properties(dir: &Path, port: u16, controller: u16) -> String {
+    let data = dir.join("data");
+    let data = data.display();
+    format!(
+        "process.roles=broker,controller
+node.id=1
+controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+inter.broker.listener.name=PLAINTEXT
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+share.coordinator.state.topic.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.min.isr=1
+offsets.topic.num.partitions=4
+transaction.state.log.num.partitions=4
+group.initial.rebalance.delay.ms=0
+group.consumer.min.session.timeout.ms=6000
+group.consumer.session.timeout.ms=6000
+group.consumer.min.heartbeat.interval.ms=500
+group.consumer.heartbeat.interval.ms=500
+log.cleaner.backoff.ms=1000
+"
+    )
+}
+
+/// Ends transactions of dead producers soon after their time-out. Not for brokers that are restarted: a sweep this early in
+/// a start of 4.3.1 declares a transaction aborted without writing its markers (the coordinator takes partitions it does not
+/// know yet for deleted ones), and the next transaction of that producer then commits the old records.
+const SWEEP_OFTEN: &str = "transaction.abort.timed.out.transaction.cleanup.interval.ms=1000\n";
+
+const LOGGING: &str = "rootLogger.level = WARN
+rootLogger.appenderRefs = console
+rootLogger.appenderRef.console.ref = console
+appender.console.type = Console
+appender.console.name = console
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d %p %c{1}: %m%n
+logger.server.name = kafka.server.KafkaRaftServer
+logger.server.level = INFO
+logger.txn.name = kafka.coordinator.transaction
+logger.txn.level = INFO
+";

@@ -1,0 +1,148 @@
+//! The toy sidecar as a child process, to be killed: this test binary runs itself again.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use runwarden::kafka::{ClientSettings, Ended, Event, GroupProtocol, Observer, Shell, ShellConfig, Topics};
+use serde::{Deserialize, Serialize};
+
+use super::broker::signal;
+use super::sidecar::{eventually, factory};
+use super::toy::Toy;
+
+const ORDERS: &str = "RUNWARDEN_TEST_CHILD";
+
+/// What the child is to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Orders {
+    pub brokers: String,
+    pub prefix: String,
+    pub group: String,
+    pub slot: String,
+    pub is_static: bool,
+    pub consumer_protocol: bool,
+    pub tick: Option<i64>,
+    pub urgent: bool,
+    pub checkpoint_ms: u64,
+}
+
+impl Orders {
+    pub fn new(brokers: &str, topics: &Topics, slot: &str) -> Self {
+        let prefix = topics.telemetry.strip_suffix("runs.telemetry").unwrap().to_owned();
+        Self {
+            brokers: brokers.to_owned(),
+            group: format!("{prefix}group"),
+            prefix,
+            slot: slot.to_owned(),
+            is_static: false,
+            consumer_protocol: false,
+            tick: Some(50_000),
+            urgent: false,
+            checkpoint_ms: 700,
+        }
+    }
+
+    pub fn config(&self) -> ShellConfig {
+        let topics = Topics::with_prefix(&self.prefix);
+        ShellConfig {
+            static_membership: self.is_static,
+            group_protocol: if self.consumer_protocol { GroupProtocol::Consumer } else { GroupProtocol::Classic },
+            checkpoint_interval: Duration::from_millis(self.checkpoint_ms),
+            session_timeout: Duration::from_secs(6),
+            ..ShellConfig::new(ClientSettings::new(&self.brokers), &self.group, &self.slot, topics)
+        }
+    }
+
+    pub fn toy(&self) -> Toy {
+        Toy { tick: self.tick, urgent: self.urgent, ..Toy::default() }
+    }
+}
+
+/// Says on standard output what must not happen, and what the test waits for.
+struct Teller;
+
+impl Observer for Teller {
+    fn on(&self, event: Event<'_>) {
+        match event {
+            Event::Stepped { .. } | Event::Committed(_) => {}
+            event => println!("{event:?}"),
+        }
+    }
+}
+
+/// Not a test of its own: the body of the child.
+#[test]
+fn toy_sidecar_child() {
+    let Ok(orders) = std::env::var(ORDERS) else { return };
+    let orders: Orders = serde_json::from_str(&orders).unwrap();
+    let shell = Shell::new(orders.config(), factory(orders.toy()), Arc::new(Teller));
+    let handle = shell.handle();
+    std::thread::spawn(move || {
+        // The parent closes our standard input to ask for a drain, or because it died.
+        let mut nothing = Vec::new();
+        std::io::stdin().read_to_end(&mut nothing).unwrap();
+        handle.drain(Duration::from_secs(10));
+    });
+    let ended = shell.run();
+    println!("ended {ended:?}");
+    std::process::exit(i32::from(!matches!(ended, Ok(Ended::Drained))));
+}
+
+/// A running child.
+pub struct SidecarChild {
+    child: Child,
+    output: PathBuf,
+}
+
+impl SidecarChild {
+    pub fn start(orders: &Orders, dir: &tempfile::TempDir, n: usize) -> Self {
+        let output = dir.path().join(format!("{}-{n}.out", orders.slot));
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "support::child::toy_sidecar_child", "--nocapture"])
+            .env(ORDERS, serde_json::to_string(orders).unwrap())
+            .stdin(Stdio::piped())
+            .stdout(File::create(&output).unwrap())
+            .stderr(Stdio::null())
+            .spawn();
+        Self { child: child.unwrap(), output }
+    }
+
+    /// What it said so far.
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    pub fn await_saying(&self, text: &str, within: Duration) {
+        eventually(&format!("child says {text}; it said:\n{}", self.said()), within, || self.said().contains(text));
+    }
+
+    pub fn kill(mut self) -> String {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.said()
+    }
+
+    pub fn signal(&self, name: &str) {
+        signal(&self.child, name);
+    }
+
+    /// Asks for a drain; whether it was clean, and what it said.
+    pub fn stop(mut self) -> (bool, String) {
+        drop(self.child.stdin.take());
+        let status = self.child.wait().unwrap();
+        (status.success(), self.said())
+    }
+}
+
+impl Drop for SidecarChild {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! A small deterministic core: numbers the records of each key, so that loss, duplication and lost state all show.
+//!
+//! For every telemetry record it writes `{key, n, seq}` to the signals topic, where `n` counts the key's records and `seq` is
+//! the record's payload. Keys that begin with `move:` are re-keyed first. With ticks on, it also writes numbered alerts by
+//! deadline.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use runwarden::clock::Wall;
+use runwarden::kafka::core::{Core, CoreError, Input, OutRecord, Record, StateChange, StepInput, StepOutput, Topic};
+use serde::{Deserialize, Serialize};
+
+/// Settings of the toy.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Toy {
+    /// Write an alert every so many µs.
+    pub tick: Option<i64>,
+    /// Ask for an early commit with every record.
+    pub urgent: bool,
+    /// Pretend to be of another version.
+    pub other_version: bool,
+}
+
+/// What the toy writes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Output {
+    pub key: String,
+    pub n: u64,
+    pub seq: String,
+}
+
+struct State {
+    toy: Toy,
+    partition: i32,
+    partitions: i32,
+    counts: BTreeMap<String, u64>,
+    ticks: u64,
+    next_tick: Option<Wall>,
+    finished: bool,
+    dirty: BTreeSet<String>,
+}
+
+impl Toy {
+    pub fn core(self, partition: i32, partitions: i32) -> Box<dyn Core> {
+        Box::new(State {
+            toy: self,
+            partition,
+            partitions,
+            counts: BTreeMap::new(),
+            ticks: 0,
+            next_tick: None,
+            finished: false,
+            dirty: BTreeSet::new(),
+        })
+    }
+}
+
+fn out(topic: Topic, key: &str, payload: Vec<u8>) -> OutRecord {
+    OutRecord {
+        topic,
+        partition: None,
+        key: key.into(),
+        payload: Some(payload),
+        headers: vec![("ce_id".into(), key.into())],
+    }
+}
+
+impl State {
+    fn count(&mut self, key: &str, record: &Record<'_>, outputs: &mut Vec<OutRecord>) {
+        let n = self.counts.entry(key.to_owned()).or_default();
+        *n += 1;
+        let seq = String::from_utf8_lossy(record.payload.unwrap_or_default()).into_owned();
+        let mut payload = serde_json::to_vec(&Output { key: key.to_owned(), n: *n, seq: seq.clone() }).unwrap();
+        if seq.starts_with("huge") {
+            payload = vec![b'x'; 3 << 20];
+        }
+        outputs.push(out(Topic::Signals, key, payload));
+        self.dirty.insert(key.to_owned());
+    }
+}
+
+impl Core for State {
+    fn version(&self) -> &str {
+        if self.toy.other_version { "toy-2" } else { "toy-1" }
+    }
+
+    fn step(&mut self, input: &StepInput<'_>) -> Result<StepOutput, CoreError> {
+        let mut outputs = Vec::new();
+        for batch in &input.inputs {
+            for record in &batch.records {
+                let key = String::from_utf8_lossy(record.key.unwrap_or_default()).into_owned();
+                match (batch.input, key.strip_prefix("move:")) {
+                    (Input::Telemetry, Some(real)) => {
+                        let partition = (real.len() as i32 + self.partition + 1) % self.partitions;
+                        outputs.push(OutRecord {
+                            topic: Topic::Repartition,
+                            partition: Some(partition),
+                            key: real.into(),
+                            payload: record.payload.map(Into::into),
+                            headers: vec![("origin".into(), self.partition.to_string().into_bytes())],
+                        });
+                    }
+                    (Input::Repartition, _) => {
+                        assert!(record.headers.iter().any(|(name, _)| *name == "origin"), "headers must survive");
+                        self.count(&key, record, &mut outputs);
+                    }
+                    _ => self.count(&key, record, &mut outputs),
+                }
+            }
+        }
+        if let Some(every) = self.toy.tick {
+            let due = *self.next_tick.get_or_insert(Wall(input.now.0 + every));
+            if due <= input.now {
+                self.ticks += 1;
+                let id = format!("{}/{}", self.partition, self.ticks);
+                outputs.push(out(Topic::Alerts, &id, id.clone().into_bytes()));
+                self.next_tick = Some(Wall(input.now.0 + every));
+                self.dirty.insert("\u{1}ticks".into());
+            }
+        }
+        if input.finish {
+            self.finished = true;
+            let id = format!("{}/finish", self.partition);
+            outputs.push(out(Topic::Runs, &id, id.clone().into_bytes()));
+        }
+        let mut digest = 0_u64;
+        for output in &outputs {
+            for byte in output.key.iter().chain(output.payload.as_deref().unwrap_or_default()) {
+                digest = (digest ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+            }
+        }
+        Ok(StepOutput { urgent: self.toy.urgent && !outputs.is_empty(), bytes: 0, digest, records: outputs })
+    }
+
+    fn take_changes(&mut self) -> Vec<StateChange> {
+        let value = |key: &str| match key {
+            "\u{1}ticks" => format!("{} {}", self.ticks, self.next_tick.map_or(0, |t| t.0)),
+            key => self.counts[key].to_string(),
+        };
+        let changes =
+            self.dirty.iter().map(|key| StateChange { key: key.clone().into(), value: Some(value(key).into()) });
+        let changes = changes.collect();
+        self.dirty.clear();
+        changes
+    }
+
+    fn mark_all_dirty(&mut self) {
+        self.dirty.extend(self.counts.keys().cloned());
+    }
+
+    fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), CoreError> {
+        let value = std::str::from_utf8(value).unwrap();
+        match std::str::from_utf8(key).unwrap() {
+            "\u{1}ticks" => {
+                let (ticks, next) = value.split_once(' ').unwrap();
+                self.ticks = ticks.parse().unwrap();
+                self.next_tick = Some(Wall(next.parse().unwrap()));
+            }
+            key => drop(self.counts.insert(key.to_owned(), value.parse().unwrap())),
+        }
+        Ok(())
+    }
+
+    fn restored(&mut self) -> Result<(), CoreError> {
+        Ok(())
+    }
+
+    fn next_deadline(&self) -> Option<Wall> {
+        self.toy.tick.map(|_| self.next_tick.unwrap_or(Wall(0)))
+    }
+}
