@@ -261,13 +261,10 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
         ..stream::Settings::default()
     };
     let compiler = stream::Compiler::new(Arc::clone(&telemetry::schema::SCHEMA), &stream);
-    let mut metrics = Vec::new();
-    match stream::parse_metrics(texts.metrics.iter().map(|(n, t)| (n.as_str(), t.as_str())), &compiler) {
-        (all, errors) => {
-            metrics.extend(all.into_iter().map(Arc::new));
-            errors.iter().for_each(|e| fault(e));
-        }
-    }
+    let (metrics, errors) =
+        stream::parse_metrics(texts.metrics.iter().map(|(n, t)| (n.as_str(), t.as_str())), &compiler);
+    errors.iter().for_each(|e| fault(e));
+    let metrics: Vec<Arc<stream::Metric>> = metrics.into_iter().map(Arc::new).collect();
     let thresholds = crate::pipeline::judge::prepare(&texts.thresholds.1);
     if let Err(e) = &thresholds {
         fault(e);

@@ -195,7 +195,7 @@ impl Active {
         let mut ranges = [Range::default(); INPUTS];
         let mut work_bytes = 0;
         let output = {
-            let headers: Vec<Vec<Vec<(&str, &[u8])>>> = gathered.iter().map(Gathered::headers).collect();
+            let headers: Vec<Vec<Vec<_>>> = gathered.iter().map(Gathered::headers).collect();
             let inputs =
                 Input::ALL.iter().zip(&gathered).zip(&headers).zip(ends).map(|(((input, g), headers), at_end)| {
                     let records = g.messages.iter().enumerate().map(|(i, message)| Record {
@@ -207,8 +207,13 @@ impl Active {
                     });
                     InputBatch { input: *input, records: records.collect(), at_end }
                 });
-            let input =
-                StepInput { number: self.number + 1, now, inputs: inputs.collect(), replaying: false, finish: kind == StepKind::Finish };
+            let input = StepInput {
+                number: self.number + 1,
+                now,
+                inputs: inputs.collect(),
+                replaying: false,
+                finish: kind == StepKind::Finish,
+            };
             core.step(&input).map_err(StepFailed::Core)?
         };
         for (i, g) in gathered.iter().enumerate() {

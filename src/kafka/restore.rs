@@ -431,8 +431,7 @@ impl Restore<'_> {
             };
             self.records += records[i].len() as u64;
         }
-        let headers: Vec<Vec<Vec<(&str, &[u8])>>> =
-            records.iter().map(|batch| batch.iter().map(header_pairs).collect()).collect();
+        let headers: Vec<Vec<Vec<_>>> = records.iter().map(|batch| batch.iter().map(header_pairs).collect()).collect();
         let inputs = Input::ALL.into_iter().enumerate().map(|(i, input)| InputBatch {
             input,
             at_end: step.at_end[i],
@@ -448,7 +447,13 @@ impl Restore<'_> {
                 })
                 .collect(),
         });
-        let input = StepInput { number: step.number, now: step.now, inputs: inputs.collect(), replaying: true, finish: step.finish };
+        let input = StepInput {
+            number: step.number,
+            now: step.now,
+            inputs: inputs.collect(),
+            replaying: true,
+            finish: step.finish,
+        };
         let output = core.step(&input).map_err(|source| Error::Core { partition, source })?;
         self.steps += 1;
         self.plan.status.counters.replayed_steps.add(1);
