@@ -133,7 +133,7 @@ pub struct Loaded {
 
 impl Loaded {
     /// The policies that should have an effect, by (tenant, id).
-    pub(super) fn in_force(&self) -> BTreeSet<(String, String)> {
+    pub(super) fn in_force(&self) -> BTreeSet<(Arc<str>, Arc<str>)> {
         let active = self.policies.policies().iter().filter(|p| {
             p.status == Status::Active
                 && p.enforcement_mode != Mode::Disabled
@@ -280,7 +280,7 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
             }
         },
     };
-    let policies = match PolicySet::new(&texts.policies) {
+    let policies = match PolicySet::from_files(&texts.policies) {
         Ok(set) => Some(set),
         Err(errors) => {
             errors.iter().for_each(|e| fault(e));
@@ -293,7 +293,7 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
             .iter()
             .map(|m: &Arc<stream::Metric>| (m.name.clone(), scope_of(m.scope), m.query.early()))
             .collect();
-        findings = policy::check(set, &known);
+        findings = policy::check(set, &known, false);
         findings.iter().filter(|f| f.severity == Severity::Error).for_each(|f| fault(f));
     }
     let (Some(policies), Some(correlation), true) = (policies, members, faults.is_empty()) else {
@@ -303,8 +303,8 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     let snapshot = Snapshot::new(
         policies.policies().to_vec(),
         texts.metrics.iter().chain([&texts.thresholds, &texts.correlation]).cloned().collect(),
-        price_text.to_owned(),
-        format!("{:?}", (tuning.lateness, tuning.idle_timeout, tuning.dedup)),
+        price_text,
+        &format!("{:?}", (tuning.lateness, tuning.idle_timeout, tuning.dedup)),
     );
     let telemetry = telemetry::Settings { prices: Arc::new(prices), ..tuning.telemetry };
     let settings = Settings {

@@ -23,12 +23,12 @@ pub(super) struct Counting {
     /// The metrics in order.
     names: Vec<String>,
     /// Policies in force that no limit set holds so far, by (tenant, id).
-    unmatched: Mutex<BTreeSet<(String, String)>>,
+    unmatched: Mutex<BTreeSet<(Arc<str>, Arc<str>)>>,
 }
 
 impl Counting {
     /// `names` are the metrics in order, `policies` those in force by (tenant, id).
-    pub(super) fn new(metrics: Arc<Metrics>, names: Vec<String>, policies: BTreeSet<(String, String)>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>, names: Vec<String>, policies: BTreeSet<(Arc<str>, Arc<str>)>) -> Self {
         metrics.unmatched_policies.set(i64::try_from(policies.len()).unwrap_or(i64::MAX));
         Self { metrics, names, unmatched: Mutex::new(policies) }
     }

@@ -54,7 +54,7 @@ pub struct Up {
     pub window: (Micros, Micros),
     /// Hopping: the latest end among all windows whose value has reached NEAR.
     pub hot_until: Micros,
-    /// The highest value so far.
+    /// The highest value at a crossing or a close so far.
     pub peak: Amount,
     /// The limit as it was when the level rose.
     pub limit: Arc<EffectiveLimit>,
@@ -239,8 +239,11 @@ impl Levels {
             });
             if let Some(up) = ups.get_mut(at) {
                 up.hot_until = up.hot_until.max(seen.window.1);
-                up.peak = up.peak.max(value);
                 up.limit = Arc::clone(&judged.limit);
+                // rows between crossings are not always traced, so they do not count: the peak is of crossings and finals
+                if level > up.level || seen.closed {
+                    up.peak = up.peak.max(value);
+                }
                 if level > up.level {
                     up.level = level;
                     changes.push(raised(line, level, judged));
@@ -307,9 +310,9 @@ fn line(seen: &Observation<'_>, limit: &EffectiveLimit) -> Line {
         tenant: seen.tenant.into(),
         metric: seen.metric.into(),
         scope_id: seen.scope_id.into(),
-        policy_tenant: limit.policy_tenant.clone(),
-        policy_id: limit.policy_id.clone(),
-        limit_id: limit.limit_id.clone(),
+        policy_tenant: limit.policy_tenant.to_string(),
+        policy_id: limit.policy_id.to_string(),
+        limit_id: limit.limit_id.to_string(),
         policy_version: limit.policy_version,
     }
 }
@@ -360,7 +363,7 @@ fn absorb(ups: &mut Vec<Up>, seen: &Observation<'_>) -> Option<usize> {
         && seen.shape != Shape::Hop
     {
         ups[at].window = seen.window;
-        if let Some(value) = seen.value {
+        if let (Some(value), true) = (seen.value, seen.closed) {
             ups[at].peak = ups[at].peak.max(value);
         }
     }

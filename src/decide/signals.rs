@@ -80,10 +80,10 @@ fn build(line: &Line, kind: Kind, limit: &EffectiveLimit, figures: Figures, at: 
         contributors: limit
             .contributors
             .iter()
-            .map(|c| Gave { policy_id: c.policy_id.clone(), gave: c.gave.clone() })
+            .map(|c| Gave { policy_id: c.policy_id.to_string(), gave: c.gave.iter().map(|g| (*g).to_owned()).collect() })
             .collect(),
         limit_id: line.limit_id.clone(),
-        limit_type: limit.limit_type.clone(),
+        limit_type: limit.limit_type.to_string(),
         category: limit.category.as_str().into(),
         metric: line.metric.clone(),
         scope: Subject { kind: scope_kind.into(), id: line.scope_id.clone() },
@@ -103,7 +103,7 @@ fn build(line: &Line, kind: Kind, limit: &EffectiveLimit, figures: Figures, at: 
         decided_at: at.now.0,
         lag_ms: at.now.0.saturating_sub(at.event_time) / 1000,
         cost_provenance: at.cost_provenance.clone(),
-        fallback_model: limit.fallback_model.clone(),
+        fallback_model: limit.fallback_model.as_deref().map(Into::into),
         reject_until: holds_back.then(|| {
             let cooldown = i64::try_from(limit.cooldown_seconds).unwrap_or(i64::MAX).saturating_mul(1_000_000);
             at.window.1.max(at.event_time.saturating_add(cooldown))
@@ -120,7 +120,7 @@ fn build(line: &Line, kind: Kind, limit: &EffectiveLimit, figures: Figures, at: 
 
 /// `violation_type`, `source`, `severity` and `violation_kind` as `contracts.md` derives them.
 fn violation(kind: Kind, limit: &EffectiveLimit, at: &Circumstance) -> Violation {
-    let limit_type = limit.limit_type.as_str();
+    let limit_type = &*limit.limit_type;
     let violation_type = if limit.category.as_str() == "BUDGET" || limit_type.starts_with("COST_") {
         "cost"
     } else if limit.category.as_str() == "RATE" {

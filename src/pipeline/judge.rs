@@ -111,7 +111,7 @@ pub fn text(column: Option<&StringArray>, row: usize) -> Option<&str> {
 pub fn items(rows: &QueryRows, metric: usize, plan: &MetricPlan, closed: bool, out: &mut Vec<Item>) -> Result<(), ArrowError> {
     let values = values(&rows.rows)?;
     let tenants = texts(&rows.rows, "tenant_id");
-    let scopes = texts(&rows.rows, plan.scope.key_field());
+    let scopes = texts(&rows.rows, plan.scope.field());
     let provenance = texts(&rows.rows, "cost_provenance");
     for row in 0..rows.rows.num_rows() {
         let (Some(tenant), Some(scope_id)) = (text(tenants, row), text(scopes, row)) else { continue };
@@ -137,7 +137,7 @@ pub fn items(rows: &QueryRows, metric: usize, plan: &MetricPlan, closed: bool, o
 /// Windows that closed without a row, as items.
 pub fn empty_items(empty: &Empty, metric: usize, plan: &MetricPlan, out: &mut Vec<Item>) {
     let tenants = texts(&empty.keys, "tenant_id");
-    let scopes = texts(&empty.keys, plan.scope.key_field());
+    let scopes = texts(&empty.keys, plan.scope.field());
     for (row, (window, at)) in empty.window.iter().zip(&empty.at).enumerate() {
         let (Some(tenant), Some(scope_id)) = (text(tenants, row), text(scopes, row)) else { continue };
         out.push(Item {

@@ -13,7 +13,7 @@ use rustc_hash::FxBuildHasher;
 
 use crate::clock::Micros;
 use crate::pipeline::runs::Run;
-use crate::policy::{Ambiguity, BoundTerms, EffectiveLimit, LimitSet, Scope, Snapshot, Who};
+use crate::policy::{Ambiguity, BoundTerms, EffectiveLimit, LimitSet, Scope, Snapshot, Who, effective_run};
 
 /// Combinations remembered before the memory of them starts over (the sets themselves stay).
 const REMEMBERED: usize = 200_000;
@@ -45,7 +45,7 @@ struct Combination {
     tenant: Box<str>,
     ids: [Option<Arc<str>>; 5],
     snapshots: [Option<Arc<str>>; 2],
-    active: u64,
+    active: Vec<u64>,
 }
 
 /// The limit sets of a partition.
@@ -81,7 +81,7 @@ impl LimitSets {
     /// For these metrics under `snapshot`.
     pub fn new(metrics: Vec<MetricInfo>, snapshot: Arc<Snapshot>) -> Self {
         let by_name = metrics.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
-        let snapshots = BTreeMap::from([(Arc::from(snapshot.id()), Arc::clone(&snapshot))]);
+        let snapshots = BTreeMap::from([(Arc::clone(snapshot.id()), Arc::clone(&snapshot))]);
         Self { metrics, by_name, snapshots, current: snapshot, known: HashMap::default(), sets: Vec::new(), lookup: None }
     }
 
@@ -97,7 +97,7 @@ impl LimitSets {
 
     /// Holds a snapshot some run is bound to (after a restore).
     pub fn hold(&mut self, snapshot: Arc<Snapshot>) {
-        self.snapshots.insert(Arc::from(snapshot.id()), snapshot);
+        self.snapshots.insert(Arc::clone(snapshot.id()), snapshot);
     }
 
     /// Puts `snapshot` in force; runs stay bound to those they were bound to.
@@ -109,7 +109,7 @@ impl LimitSets {
 
     /// Drops the snapshots that neither are in force nor in `used`; gives their ids.
     pub fn release(&mut self, used: &std::collections::BTreeSet<Arc<str>>) -> Vec<Arc<str>> {
-        let current = self.current.id().to_owned();
+        let current = Arc::clone(self.current.id());
         let gone: Vec<Arc<str>> =
             self.snapshots.keys().filter(|id| ***id != *current && !used.contains(*id)).cloned().collect();
         for id in &gone {
@@ -137,7 +137,7 @@ impl LimitSets {
     pub fn of_run(&mut self, tenant: &str, run: &Run, at: Option<Micros>) -> u32 {
         let f = &run.fields;
         let (start, first) = (self.bound(&run.run_start), self.bound(&run.first_token));
-        let active = [&start, &first, &self.current].iter().fold(0, |h: u64, s| h.rotate_left(21) ^ active(s, at));
+        let active = [&start, &first, &self.current].iter().flat_map(|s| active(s, at)).collect();
         let combination = Combination {
             scope: None,
             tenant: tenant.into(),
@@ -149,8 +149,8 @@ impl LimitSets {
             return number;
         }
         let terms = BoundTerms {
-            run_start: start,
-            first_token: first,
+            run_start: Some(start),
+            first_token: Some(first),
             each_step: Arc::clone(&self.current),
         };
         let who = Who {
@@ -162,7 +162,7 @@ impl LimitSets {
             provider: f.provider.as_deref(),
         };
         let scopes = |name: &str| self.by_name.get(name).and_then(|i| self.metrics.get(*i)).map(|m| m.scope);
-        let set = terms.effective(&who, &scopes, at);
+        let set = effective_run(&terms, &who, &scopes, at);
         self.intern(combination, set)
     }
 
@@ -181,7 +181,7 @@ impl LimitSets {
             return number;
         }
         let scopes = |name: &str| self.by_name.get(name).and_then(|i| self.metrics.get(*i)).map(|m| m.scope);
-        let set = self.current.effective(&who, scope, &scopes, at);
+        let set = self.current.effective(&who, scope, &scopes, at, &|_| true);
         self.intern(combination, set)
     }
 
@@ -231,7 +231,7 @@ impl LimitSets {
         let number = same.unwrap_or_else(|| {
             let mut floors = vec![None; self.metrics.len()];
             for limit in &limits {
-                let Some(&metric) = self.by_name.get(&limit.metric) else { continue };
+                let Some(&metric) = self.by_name.get(&*limit.metric) else { continue };
                 let Some(floor) = floors.get_mut(metric) else { continue };
                 let (low, count) = floor.unwrap_or((i128::MAX, 0));
                 *floor = Some((low.min(limit.near_at.0), count + 1));
@@ -249,9 +249,6 @@ impl LimitSets {
     }
 }
 
-fn active(snapshot: &Snapshot, at: Option<Micros>) -> u64 {
-    match at {
-        Some(at) if snapshot.has_active_windows() => snapshot.active_key(at),
-        _ => 0,
-    }
+fn active(snapshot: &Snapshot, at: Option<Micros>) -> Vec<u64> {
+    at.map(|at| snapshot.active_at(at)).unwrap_or_default()
 }

@@ -93,7 +93,7 @@ impl Watcher<'_> {
     fn select_of(&mut self, index: usize, rows: &QueryRows, plan: &MetricPlan, wanted: &mut Vec<(usize, usize)>) {
         let Ok(Some(values)) = judge::values(&rows.rows) else { return };
         let tenants = judge::texts(&rows.rows, "tenant_id");
-        let scopes = judge::texts(&rows.rows, plan.scope.key_field());
+        let scopes = judge::texts(&rows.rows, plan.scope.field());
         for row in 0..rows.rows.num_rows() {
             let Some(&group) = rows.group.get(row) else { continue };
             let known = self.groups.get(rows.query, group);

@@ -147,7 +147,8 @@ fn exponent_of(text: &str) -> Result<i64, AmountError> {
         return Err(AmountError::NotANumber);
     }
     // an absurd exponent is as large or as fine as any other absurd one
-    Ok(text.parse::<i64>().unwrap_or(i64::MAX).clamp(-1_000, 1_000))
+    let far = if text.starts_with('-') { i64::MIN } else { i64::MAX };
+    Ok(text.parse::<i64>().unwrap_or(far).clamp(-1_000, 1_000))
 }
 
 impl fmt::Display for Amount {

@@ -1,149 +1,172 @@
-//! Arbitration: which limits hold for one run or group, and why (P4; *Arbitration*, `policies.md`).
+//! Which of several limits holds: arbitration among the enforcing limits of one metric and enforcement kind.
 //!
-//! Among the enforcing limits (BLOCK mode and an effect) of one metric and one kind of enforcement there is one outcome; every
-//! other limit is evaluated alone and never changes an enforced result. Pure, and independent of the order of policies.
+//! Only limits that enforce (BLOCK mode and an effect) compete, each kind of enforcement for itself; every other limit is a
+//! row of its own and changes no enforced one. Results depend on the limits, not on the order in which they are given.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::amount::Amount;
 use super::model::{
-    Alerts, Category, Enforcement, Limit, LimitStatus, Mode, OnBreach, OnFailure, Policy, RuleType, Status, Strategy,
+    Alerts, Category, Enforcement, Limit, Mode, Monitor, OnBreach, OnFailure, Policy, Rollback, RuleType, Strategy,
 };
-use crate::clock::Micros;
+use super::names::names;
 
-/// Which policy gave which part of a limit.
+names! {
+    /// How a limit fared.
+    Outcome {
+        /// It gave at least part of the result.
+        Won = "won",
+        /// It gave nothing.
+        Lost = "lost",
+        /// Nothing competed with it.
+        Alone = "alone",
+    }
+}
+
+/// Who gave part of a result. `gave` is some of `max near action near_forecast_minutes cooldown_seconds fail_closed`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contributor {
-    /// Policy id.
-    pub policy_id: String,
-    /// Of `max`, `near`, `action`.
-    pub gave: Vec<String>,
+    /// The policy.
+    pub policy_id: Arc<str>,
+    /// Its tenant; not part of the signal's JSON.
+    #[serde(skip, default = "any_tenant")]
+    pub policy_tenant: Arc<str>,
+    /// What it gave.
+    #[serde(deserialize_with = "parts")]
+    pub gave: Vec<&'static str>,
 }
 
-/// How a limit fared.
+fn any_tenant() -> Arc<str> {
+    Arc::from("*")
+}
+
+/// What a contributor can give.
+const PARTS: [&str; 6] = ["max", "near", "action", "near_forecast_minutes", "cooldown_seconds", "fail_closed"];
+
+fn parts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'static str>, D::Error> {
+    let words = Vec::<String>::deserialize(deserializer)?;
+    let known = |word: &String| {
+        PARTS.into_iter().find(|p| p == word).ok_or_else(|| serde::de::Error::unknown_variant(word, &PARTS))
+    };
+    words.iter().map(known).collect()
+}
+
+/// A limit that was looked at, and why it won or lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Considered {
-    /// Policy id.
-    pub policy_id: String,
-    /// Limit id.
-    pub limit_id: String,
-    /// won, lost or alone.
-    pub outcome: String,
-    /// In words.
-    pub why: String,
+    /// The policy's tenant.
+    pub policy_tenant: Arc<str>,
+    /// The policy.
+    pub policy_id: Arc<str>,
+    /// Its limit.
+    pub limit_id: Arc<str>,
+    /// Its policy's precedence.
+    pub precedence: i64,
+    /// Its own `max`.
+    pub max: Amount,
+    /// Its own `near`.
+    pub near: Amount,
+    /// Its own action.
+    pub on_breach: OnBreach,
+    /// How it fared.
+    pub outcome: Outcome,
+    /// Why, in words; shared by all that fared alike.
+    pub why: Arc<str>,
 }
 
-/// One limit in force for a run or group: a row of the lookup table the threshold SQL joins on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+impl Considered {
+    fn new(policy: &Policy, limit: &Limit, outcome: Outcome, why: Arc<str>) -> Self {
+        Self {
+            policy_tenant: policy.tenant.clone(),
+            policy_id: policy.id.clone(),
+            limit_id: limit.id.clone(),
+            precedence: policy.precedence,
+            max: limit.max,
+            near: limit.near,
+            on_breach: limit.on_breach,
+            outcome,
+            why,
+        }
+    }
+}
+
+/// One row of the table the threshold SQL joins on: a limit as it holds for a run or a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EffectiveLimit {
-    /// Metric name.
-    pub metric: String,
-    /// Limit that gave `max`.
-    pub limit_id: String,
+    /// The metric's name.
+    pub metric: Arc<str>,
+    /// The limit `max` came from.
+    pub limit_id: Arc<str>,
     /// Its type.
-    pub limit_type: String,
+    pub limit_type: Arc<str>,
     /// Its category.
     pub category: Category,
-    /// Tenant of its policy.
-    pub policy_tenant: String,
-    /// Its policy.
-    pub policy_id: String,
-    /// Version of that.
+    /// Tenant of the policy `max` came from; may be `*`.
+    pub policy_tenant: Arc<str>,
+    /// The policy `max` came from.
+    pub policy_id: Arc<str>,
+    /// Its version.
     pub policy_version: u32,
-    /// Snapshot it was taken from.
-    pub snapshot_id: String,
-    /// Rule type of its policy.
+    /// The snapshot it was taken from.
+    pub snapshot_id: Arc<str>,
+    /// Its rule type.
     pub rule_type: RuleType,
-    /// Mode of its policy.
+    /// Its mode.
     pub mode: Mode,
-    /// What a breach does.
+    /// What a breach leads to.
     pub enforcement: Enforcement,
-    /// The intervention, arbitrated.
+    /// The intervention, arbitrated; under AUDIT and WARN what BLOCK would do.
     pub on_breach: OnBreach,
-    /// The maximum, arbitrated.
+    /// BREACH at `value ≥ max`.
     pub max: Amount,
-    /// NEAR as a share of `max`.
+    /// The ratio of the limit that gave `near_at`.
     pub near: Amount,
-    /// The NEAR line itself, arbitrated: exact.
+    /// NEAR at `value ≥ near_at`: near × max, the smallest that competes, rounded up to nine digits; at most `max`.
     pub near_at: Amount,
+    /// NEAR also when the forecast reaches `max` within so many minutes.
+    pub near_forecast_minutes: Option<u32>,
     /// Who gave what.
     pub contributors: Vec<Contributor>,
-    /// Every limit that competed.
+    /// Every limit that competed, in order of precedence.
     pub considered: Vec<Considered>,
-    /// Whether missing inputs stop.
+    /// Whether missing inputs count as a breach.
     pub fail_closed: bool,
     /// After a breach the scope stays rejected so long.
     pub cooldown_seconds: u64,
     /// For DEGRADE.
-    pub fallback_model: Option<String>,
-    /// Where alerts go.
-    pub alerts: Alerts,
+    pub fallback_model: Option<Arc<str>>,
+    /// Where alerts go: of the policy `max` came from.
+    pub alerts: Arc<Alerts>,
+    /// Whether interventions are undone by themselves: of the policy the action came from.
+    pub rollback: Rollback,
+    /// Least authority of those who act: of the policy the action came from.
+    pub min_authority: u8,
+    /// What may be collected: of the policy `max` came from.
+    pub monitor: Arc<Monitor>,
 }
 
 impl EffectiveLimit {
-    /// Whether a breach orders an intervention.
-    pub fn intervenes(&self) -> bool {
-        self.mode == Mode::Block && self.enforcement == Enforcement::Block && self.on_breach != OnBreach::None
-    }
-
-    /// Whether a breach holds new work of the scope back.
-    pub fn holds_back(&self) -> bool {
-        self.mode == Mode::Block
-            && matches!(self.enforcement, Enforcement::Reject | Enforcement::Queue | Enforcement::Degrade)
-    }
-}
-
-/// FAIL_CLOSED could not order these limits: stop at binding.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ambiguity {
-    /// Metric name.
-    pub metric: String,
-    /// The policies, in order.
-    pub policies: Vec<String>,
-}
-
-/// The limits in force for a run or group, in deterministic order.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct LimitSet {
-    /// One per arbitrated outcome and per limit evaluated alone.
-    pub limits: Vec<EffectiveLimit>,
-    /// What FAIL_CLOSED refused to order.
-    pub ambiguous: Vec<Ambiguity>,
-}
-
-/// A limit that competes, with its policy and the snapshot both come from.
-#[derive(Clone, Copy)]
-pub(super) struct Candidate<'a> {
-    pub policy: &'a Policy,
-    pub limit: &'a Limit,
-    pub snapshot: &'a str,
-}
-
-impl<'a> Candidate<'a> {
-    /// Lowest first: every tie goes this way.
-    fn rank(&self) -> (i64, &'a str, &'a str, &'a str) {
-        (self.policy.precedence, &self.policy.tenant, &self.policy.id, &self.limit.id)
-    }
-
-    fn near_at(&self) -> Amount {
-        self.limit.max.near_line(self.limit.near)
-    }
-
-    fn enforcing(&self) -> bool {
-        self.policy.enforcement_mode == Mode::Block
-            && match self.limit.enforcement {
-                Enforcement::Block => self.limit.on_breach != OnBreach::None,
-                Enforcement::Reject | Enforcement::Queue | Enforcement::Degrade => true,
-                Enforcement::Warn | Enforcement::Alert => false,
-            }
-    }
-
-    fn alone(&self, outcome: &str, why: String) -> EffectiveLimit {
-        let (policy, limit) = (self.policy, self.limit);
-        let gave = ["max", "near", "action"].map(str::to_owned).to_vec();
-        EffectiveLimit {
+    /// The row of a limit with which nothing competes.
+    pub(super) fn sole(
+        policy: &Policy,
+        limit: &Limit,
+        snapshot_id: &Arc<str>,
+        alerts: &Arc<Alerts>,
+        monitor: &Arc<Monitor>,
+    ) -> Self {
+        let why = if policy.enforces(limit) {
+            "the only enforcing limit of its kind on the metric"
+        } else if policy.enforcement_mode == Mode::Block {
+            "it signals and alerts only, which competes with nothing"
+        } else if policy.enforcement_mode == Mode::Warn {
+            "mode WARN enforces nothing and competes with nothing"
+        } else {
+            "mode AUDIT is a shadow and competes with nothing"
+        };
+        Self {
             metric: limit.metric.clone(),
             limit_id: limit.id.clone(),
             limit_type: limit.limit_type.clone(),
@@ -151,137 +174,287 @@ impl<'a> Candidate<'a> {
             policy_tenant: policy.tenant.clone(),
             policy_id: policy.id.clone(),
             policy_version: policy.version,
-            snapshot_id: self.snapshot.to_owned(),
+            snapshot_id: snapshot_id.clone(),
             rule_type: policy.rule_type,
             mode: policy.enforcement_mode,
             enforcement: limit.enforcement,
             on_breach: limit.on_breach,
             max: limit.max,
             near: limit.near,
-            near_at: self.near_at(),
-            contributors: vec![Contributor { policy_id: policy.id.clone(), gave }],
-            considered: vec![self.considered(outcome, why)],
+            near_at: limit.max.near_line(limit.near),
+            near_forecast_minutes: limit.near_forecast_minutes,
+            contributors: vec![Contributor {
+                policy_id: policy.id.clone(),
+                policy_tenant: policy.tenant.clone(),
+                gave: vec!["max", "near", "action"],
+            }],
+            considered: vec![Considered::new(policy, limit, Outcome::Alone, Arc::from(why))],
             fail_closed: policy.on_failure == OnFailure::Closed,
             cooldown_seconds: limit.cooldown_seconds,
             fallback_model: limit.fallback_model.clone(),
-            alerts: policy.alerts.clone(),
+            alerts: alerts.clone(),
+            rollback: policy.rollback,
+            min_authority: policy.min_authority,
+            monitor: monitor.clone(),
         }
     }
 
-    fn considered(&self, outcome: &str, why: String) -> Considered {
-        Considered {
-            policy_id: self.policy.id.clone(),
-            limit_id: self.limit.id.clone(),
-            outcome: outcome.to_owned(),
-            why,
-        }
+    /// Whether a breach orders an intervention.
+    pub fn intervenes(&self) -> bool {
+        self.enforcing() && self.enforcement == Enforcement::Block
     }
-}
 
-/// Whether a policy's limits count at all at `at`.
-pub(super) fn in_force(policy: &Policy, limit: &Limit, at: Option<Micros>) -> bool {
-    policy.status == Status::Active
-        && policy.enforcement_mode != Mode::Disabled
-        && limit.status == LimitStatus::Active
-        && at.is_none_or(|at| policy.active.as_ref().is_none_or(|a| a.at(at)))
-}
-
-/// Arbitrates candidates that match and are in force.
-pub(super) fn arbitrate(mut candidates: Vec<Candidate<'_>>) -> LimitSet {
-    candidates.sort_by(|a, b| a.rank().cmp(&b.rank()));
-    let mut groups: BTreeMap<(&str, Enforcement), Vec<Candidate<'_>>> = BTreeMap::new();
-    let mut set = LimitSet::default();
-    for candidate in candidates {
-        if candidate.enforcing() {
-            groups.entry((&candidate.limit.metric, candidate.limit.enforcement)).or_default().push(candidate);
-        } else {
-            let why = format!("{} is evaluated alone", candidate.policy.enforcement_mode);
-            set.limits.push(candidate.alone("alone", why));
-        }
+    /// Whether a breach holds new work of the scope back.
+    pub fn holds_back(&self) -> bool {
+        self.enforcing() && self.enforcement != Enforcement::Block
     }
-    for ((metric, _), group) in groups {
-        let Some(first) = group.first() else { continue };
-        match first.policy.conflict_strategy {
-            Strategy::MostRestrictive => set.limits.push(most_restrictive(&group)),
-            Strategy::ExplicitPriority => set.limits.push(explicit_priority(&group)),
-            Strategy::FailClosed => {
-                if ambiguous(&group) {
-                    let policies = group.iter().map(|c| c.policy.id.clone()).collect();
-                    set.ambiguous.push(Ambiguity { metric: metric.to_owned(), policies });
-                } else {
-                    set.limits.push(explicit_priority(&group));
-                }
+
+    /// Whether a breach does something beyond signal and alert.
+    pub fn enforcing(&self) -> bool {
+        self.mode == Mode::Block
+            && match self.enforcement {
+                Enforcement::Block => self.on_breach != OnBreach::None,
+                Enforcement::Reject | Enforcement::Queue | Enforcement::Degrade => true,
+                Enforcement::Warn | Enforcement::Alert => false,
             }
+    }
+}
+
+/// FAIL_CLOSED found limits of equal precedence that differ: STOP at binding, verdict `stop`, reason `ambiguous`, no signal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ambiguity {
+    /// The metric.
+    pub metric: Arc<str>,
+    /// The kind of enforcement.
+    pub enforcement: Enforcement,
+    /// Tenant of the policy whose strategy it was.
+    pub policy_tenant: Arc<str>,
+    /// The policy whose strategy it was: the first by (precedence, tenant, id).
+    pub policy_id: Arc<str>,
+    /// Its version.
+    pub policy_version: u32,
+    /// Its limit.
+    pub limit_id: Arc<str>,
+    /// The snapshot it was taken from.
+    pub snapshot_id: Arc<str>,
+    /// Every limit that competed.
+    pub considered: Vec<Considered>,
+    /// What differs, in words.
+    pub why: String,
+}
+
+/// What holds for one run or one group, in an order that depends on content only.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct LimitSet {
+    /// The limits, by metric, mode, enforcement, policy and limit. Several may be on one metric.
+    pub limits: Vec<Arc<EffectiveLimit>>,
+    /// Where FAIL_CLOSED could not decide.
+    pub ambiguous: Vec<Ambiguity>,
+}
+
+/// A limit of a matching policy, and its row when nothing competes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate<'s> {
+    pub policy: &'s Policy,
+    pub limit: &'s Limit,
+    pub row: &'s Arc<EffectiveLimit>,
+}
+
+impl<'s> Candidate<'s> {
+    /// The order of every tie: precedence, policy tenant, policy id, limit id.
+    fn rank(&self) -> (i64, &'s str, &'s str, &'s str) {
+        (self.policy.precedence, &self.policy.tenant, &self.policy.id, &self.limit.id)
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.limit, other.limit)
+    }
+
+    fn considered(&self, outcome: Outcome, why: &Arc<str>) -> Considered {
+        Considered::new(self.policy, self.limit, outcome, why.clone())
+    }
+}
+
+/// Arbitrates the limits of policies that match, count and are active.
+pub(super) fn settle(mut candidates: Vec<Candidate<'_>>) -> LimitSet {
+    let mut set = LimitSet { limits: Vec::with_capacity(candidates.len()), ambiguous: Vec::new() };
+    candidates.retain(|c| {
+        let competes = c.policy.enforces(c.limit);
+        if !competes {
+            set.limits.push(c.row.clone());
+        }
+        competes
+    });
+    candidates.sort_unstable_by(|a, b| {
+        let kind = |c: &Candidate<'_>| c.limit.enforcement;
+        a.limit.metric.cmp(&b.limit.metric).then(kind(a).cmp(&kind(b))).then_with(|| a.rank().cmp(&b.rank()))
+    });
+    for group in
+        candidates.chunk_by(|a, b| a.limit.metric == b.limit.metric && a.limit.enforcement == b.limit.enforcement)
+    {
+        match group {
+            [] => {}
+            [only] => set.limits.push(only.row.clone()),
+            [first, ..] => match first.policy.conflict_strategy {
+                Strategy::MostRestrictive => set.limits.push(Arc::new(most_restrictive(group, first))),
+                Strategy::ExplicitPriority => set.limits.push(Arc::new(by_priority(group, first))),
+                Strategy::FailClosed => match ambiguity(group, first) {
+                    None => set.limits.push(Arc::new(by_priority(group, first))),
+                    Some(ambiguity) => set.ambiguous.push(ambiguity),
+                },
+            },
         }
     }
-    set.limits.sort_by(|a, b| {
-        let key = |l: &EffectiveLimit| (l.metric.clone(), l.policy_tenant.clone(), l.policy_id.clone(), l.limit_id.clone());
-        key(a).cmp(&key(b))
-    });
+    set.limits.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
     set
 }
 
-/// Smallest `max`, smallest `near × max`, harshest action, each from whichever policy has it.
-fn most_restrictive(group: &[Candidate<'_>]) -> EffectiveLimit {
-    // min_by keeps the first of equals, and the group is in rank order
-    let first = |f: &dyn Fn(&Candidate<'_>) -> Amount| {
-        (0..group.len()).min_by_key(|i| f(&group[*i])).unwrap_or(0)
-    };
-    let by_max = first(&|c| c.limit.max);
-    let by_near = first(&|c| c.near_at());
-    let by_action = (0..group.len()).rev().max_by_key(|i| group[*i].limit.on_breach).unwrap_or(0);
-    let mut limit = group[by_max].alone("won", "smallest limit".to_owned());
-    limit.near_at = group[by_near].near_at();
-    limit.near = limit.near_at.ratio(limit.max).unwrap_or(limit.near);
-    if by_near == by_max {
-        limit.near = group[by_max].limit.near;
-    }
-    limit.on_breach = group[by_action].limit.on_breach;
-    let mut gave: BTreeMap<usize, Vec<String>> = BTreeMap::new();
-    for (index, what) in [(by_max, "max"), (by_near, "near"), (by_action, "action")] {
-        gave.entry(index).or_default().push(what.to_owned());
-    }
-    limit.contributors = gave
-        .iter()
-        .map(|(i, gave)| Contributor { policy_id: group[*i].policy.id.clone(), gave: gave.clone() })
-        .collect();
-    limit.considered = (0..group.len())
-        .map(|i| match gave.get(&i) {
-            Some(parts) => group[i].considered("won", format!("most restrictive in {}", parts.join(", "))),
-            None => group[i].considered("lost", format!("{} is less restrictive", group[i].limit.max)),
-        })
-        .collect();
-    limit
+fn key(row: &EffectiveLimit) -> (&str, Mode, Enforcement, &str, &str, &str) {
+    (&row.metric, row.mode, row.enforcement, &row.policy_tenant, &row.policy_id, &row.limit_id)
 }
 
-/// The limit of the lowest precedence, whole; equal precedence falls back to the smallest `max`.
-fn explicit_priority(group: &[Candidate<'_>]) -> EffectiveLimit {
-    let lowest = group[0].policy.precedence;
-    let winner = (0..group.len())
-        .take_while(|i| group[*i].policy.precedence == lowest)
-        .min_by_key(|i| group[*i].limit.max)
-        .unwrap_or(0);
-    let mut limit = group[winner].alone("won", format!("lowest precedence, {lowest}"));
-    limit.considered = (0..group.len())
-        .map(|i| {
-            let precedence = group[i].policy.precedence;
-            if i == winner {
-                group[i].considered("won", format!("lowest precedence, {precedence}"))
-            } else if precedence == lowest {
-                group[i].considered("lost", "equal precedence, larger limit".to_owned())
+/// The first candidate with the smallest key: ties go by rank, in which a group is sorted.
+fn first_by<'g, 's, K: Ord>(
+    group: &'g [Candidate<'s>],
+    first: &'g Candidate<'s>,
+    key: impl Fn(&Candidate<'s>) -> K,
+) -> &'g Candidate<'s> {
+    group.iter().min_by_key(|c| key(c)).unwrap_or(first)
+}
+
+/// Smallest `max`, smallest `near × max`, harshest action, each from whichever limit has it; likewise the longest
+/// cooldown, the earliest forecast, and fail_closed if any says so.
+fn most_restrictive<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> EffectiveLimit {
+    let max = first_by(group, first, |c| c.limit.max);
+    let near = first_by(group, first, |c| c.limit.max.product(c.limit.near));
+    let action = first_by(group, first, |c| Reverse(c.limit.on_breach));
+    let forecast = first_by(group, first, |c| Reverse(c.limit.near_forecast_minutes));
+    let cooldown = first_by(group, first, |c| Reverse(c.limit.cooldown_seconds));
+    let closed = first_by(group, first, |c| Reverse(c.policy.on_failure));
+    let mut parts = vec![("max", max), ("near", near), ("action", action)];
+    // defaults are nobody's gift
+    parts.extend(forecast.limit.near_forecast_minutes.map(|_| ("near_forecast_minutes", forecast)));
+    parts.extend((cooldown.limit.cooldown_seconds > 0).then_some(("cooldown_seconds", cooldown)));
+    parts.extend((closed.policy.on_failure == OnFailure::Closed).then_some(("fail_closed", closed)));
+
+    // a text for each would cost more than the arbitration
+    let lost: Arc<str> = Arc::from(format!(
+        "MOST_RESTRICTIVE: no stricter than max {} of {}, near line {} of {} and {} of {}",
+        max.limit.max,
+        max.policy.id,
+        near.row.near_at,
+        near.policy.id,
+        action_text(action.limit),
+        action.policy.id,
+    ));
+    let mut contributors: Vec<Contributor> = Vec::new();
+    let mut considered = Vec::with_capacity(group.len());
+    for candidate in group {
+        let gave: Vec<&'static str> = parts.iter().filter(|(_, c)| c.is(candidate)).map(|(part, _)| *part).collect();
+        if gave.is_empty() {
+            considered.push(candidate.considered(Outcome::Lost, &lost));
+            continue;
+        }
+        let why = Arc::from(format!("MOST_RESTRICTIVE: the strictest in {}", gave.join(", ")));
+        considered.push(candidate.considered(Outcome::Won, &why));
+        match contributors
+            .iter_mut()
+            .find(|c| c.policy_id == candidate.policy.id && c.policy_tenant == candidate.policy.tenant)
+        {
+            Some(same) => same.gave.extend(gave),
+            None => contributors.push(Contributor {
+                policy_id: candidate.policy.id.clone(),
+                policy_tenant: candidate.policy.tenant.clone(),
+                gave,
+            }),
+        }
+    }
+    EffectiveLimit {
+        on_breach: action.limit.on_breach,
+        near: near.limit.near,
+        near_at: near.row.near_at,
+        near_forecast_minutes: forecast.limit.near_forecast_minutes,
+        contributors,
+        considered,
+        fail_closed: closed.policy.on_failure == OnFailure::Closed,
+        cooldown_seconds: cooldown.limit.cooldown_seconds,
+        rollback: action.policy.rollback,
+        min_authority: action.policy.min_authority,
+        ..EffectiveLimit::clone(max.row)
+    }
+}
+
+/// Those of the lowest precedence number: a group is sorted by it.
+fn foremost<'g, 's>(group: &'g [Candidate<'s>], first: &Candidate<'s>) -> &'g [Candidate<'s>] {
+    let count = group.iter().take_while(|c| c.policy.precedence == first.policy.precedence).count();
+    group.get(..count).unwrap_or(group)
+}
+
+/// The limit of the lowest precedence, whole; at equal precedence the smallest `max`.
+fn by_priority<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> EffectiveLimit {
+    let strategy = first.policy.conflict_strategy;
+    let foremost = foremost(group, first);
+    let winner = first_by(foremost, first, |c| c.limit.max);
+    let (precedence, max, id) = (winner.policy.precedence, winner.limit.max, &winner.policy.id);
+    let how = if foremost.len() == 1 { "the lowest precedence" } else { "the smallest max at the lowest precedence" };
+    let won: Arc<str> = Arc::from(format!("{strategy}: {how}, {precedence}"));
+    let equal: Arc<str> = Arc::from(format!("{strategy}: equal precedence, but max {max} of {id} goes first"));
+    let later: Arc<str> = Arc::from(format!("{strategy}: a later precedence than {precedence} of {id}"));
+    let considered = group
+        .iter()
+        .map(|c| {
+            if c.is(winner) {
+                c.considered(Outcome::Won, &won)
+            } else if c.policy.precedence == precedence {
+                c.considered(Outcome::Lost, &equal)
             } else {
-                group[i].considered("lost", format!("precedence {precedence} is above {lowest}"))
+                c.considered(Outcome::Lost, &later)
             }
         })
         .collect();
-    limit
+    EffectiveLimit { considered, ..EffectiveLimit::clone(winner.row) }
 }
 
-/// Equal precedence with different max, near or action.
-fn ambiguous(group: &[Candidate<'_>]) -> bool {
-    let first = &group[0];
-    group
-        .iter()
-        .take_while(|c| c.policy.precedence == first.policy.precedence)
-        .any(|c| (c.limit.max, c.limit.near, c.limit.on_breach) != (first.limit.max, first.limit.near, first.limit.on_breach))
+/// What FAIL_CLOSED compares at equal precedence.
+pub(super) fn terms(limit: &Limit) -> (Amount, Amount, OnBreach, Option<&str>) {
+    (limit.max, limit.near, limit.on_breach, limit.fallback_model.as_deref())
 }
+
+/// Whether limits of the lowest precedence differ in max, near or action.
+fn ambiguity<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> Option<Ambiguity> {
+    let foremost = foremost(group, first);
+    let other = foremost.iter().find(|c| terms(c.limit) != terms(first.limit))?;
+    let say = |c: &Candidate<'_>| {
+        format!("{}/{} (max {}, near {}, {})", c.policy.id, c.limit.id, c.limit.max, c.limit.near, action_text(c.limit))
+    };
+    let why =
+        format!("FAIL_CLOSED: at precedence {} {} and {} differ", first.policy.precedence, say(first), say(other));
+    let open: Arc<str> = Arc::from("FAIL_CLOSED: ambiguous at the lowest precedence");
+    let later: Arc<str> = Arc::from("FAIL_CLOSED: a later precedence");
+    let considered = (0..)
+        .zip(group)
+        .map(|(n, c)| c.considered(Outcome::Lost, if n < foremost.len() { &open } else { &later }))
+        .collect();
+    Some(Ambiguity {
+        metric: first.limit.metric.clone(),
+        enforcement: first.limit.enforcement,
+        policy_tenant: first.policy.tenant.clone(),
+        policy_id: first.policy.id.clone(),
+        policy_version: first.policy.version,
+        limit_id: first.limit.id.clone(),
+        snapshot_id: first.row.snapshot_id.clone(),
+        considered,
+        why,
+    })
+}
+
+fn action_text(limit: &Limit) -> String {
+    match (limit.enforcement, &limit.fallback_model) {
+        (Enforcement::Block, _) => limit.on_breach.to_string(),
+        (Enforcement::Degrade, Some(model)) => format!("DEGRADE to {model}"),
+        (other, _) => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -49,7 +49,12 @@ pub(super) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c s
     let short: String = word.chars().take(64).collect::<String>().to_lowercase();
     candidates
         .into_iter()
-        .map(|c| (strsim::jaro_winkler(&short, &c.to_lowercase()), c))
+        .map(|c| {
+            let lower = c.to_lowercase();
+            // a part of the word is as good a hint as its beginning: `closed` means `fail_closed`
+            let part = short.len() >= 4 && lower.contains(&short);
+            (strsim::jaro_winkler(&short, &lower).max(if part { LEAST } else { 0.0 }), c)
+        })
         .filter(|(score, _)| *score >= LEAST)
         .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
         .map(|(_, c)| c)

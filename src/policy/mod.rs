@@ -1,37 +1,48 @@
-//! What governs a run: policies as read from files, the snapshot they form, and the limits a snapshot gives to one run or one
-//! group of a metric.
+//! What governs a run: policies as read from files, the snapshot they form, and the limits a snapshot gives to one run
+//! or one group of a metric.
 //!
-//! Decides: whether a policy file is valid ([`parse`], [`PolicySet`]), what is wrong with a set as a whole ([`check`]), which
-//! policies match and how limits that compete are arbitrated ([`Snapshot::effective`], [`BoundTerms::effective`]). Leaves to
+//! Decides: whether a policy file is valid ([`parse`], [`PolicySet`]), what is wrong with a set as a whole ([`check`]),
+//! which policies match and how limits that compete are arbitrated ([`Snapshot::effective`], [`effective_run`]). Leaves to
 //! others: when a limit is reached (`decide`), when a snapshot is adopted (`pipeline`), files and topics (the shell).
 //!
-//! Conditions and actions are read, validated in structure and kept with the policy; they are not evaluated here yet.
+//! Conditions and actions are read, validated in structure and kept with the policy; they are not evaluated here.
 //!
 //! Pure: no I/O, no clock, no randomness; nothing depends on the order of files or on hash iteration.
 
 mod active;
 mod amount;
 mod arbitrate;
+mod check;
+mod condition;
+mod effective;
 mod fault;
+mod guardian;
+mod index;
 mod model;
 mod names;
 mod read;
 mod scope;
 mod set;
 mod snapshot;
-#[cfg(test)]
-mod tests;
 mod yaml;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod testing;
 
 pub use active::{Active, Day, Hours};
 pub use amount::{Amount, AmountError};
-pub use arbitrate::{Ambiguity, Considered, Contributor, EffectiveLimit, LimitSet};
+pub use arbitrate::{Ambiguity, Considered, Contributor, EffectiveLimit, LimitSet, Outcome};
+pub use check::{Finding, Severity, check};
+pub use condition::{Action, Comparison, Condition, Junction};
+pub use effective::{BoundTerms, effective_run};
 pub use fault::Fault;
 pub use model::{
-    Alerts, Binding, Category, Enforcement, Limit, LimitStatus, Mode, Monitor, OnBreach, OnFailure, OverrideRule, Place,
-    Policy, Rollback, RuleType, Source, Status, Strategy,
+    Alerts, Binding, Category, Enforcement, Limit, LimitStatus, Mode, Monitor, OnBreach, OnFailure, OverrideRule,
+    Place, Policy, Rollback, RuleType, Source, Status, Strategy,
 };
 pub use read::parse;
 pub use scope::{Level, Scope, Selector, Subject, Who};
-pub use set::{Finding, PolicySet, Severity, check};
-pub use snapshot::{BoundTerms, Snapshot, SnapshotError};
+pub use set::{FileSummary, PolicySet};
+pub use snapshot::{Snapshot, SnapshotError, namespace};

@@ -1,165 +1,195 @@
-//! A directory of policy files as one set, and what is wrong with it as a whole (X2).
+//! The policies of a directory: files in, one set out.
+//!
+//! Invariant: the set depends on names and texts only, not on the order in which files are given.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::Write as _;
+use std::sync::Arc;
 
-use super::fault::{Fault, nearest};
-use super::model::{LimitStatus, Mode, OnBreach, Place, Policy, Status, Strategy};
-use super::read::parse;
-use super::scope::{Level, Scope};
+use sha2::{Digest, Sha256};
 
-/// Name of the file that carries the set's generation.
-const SET_FILE: &str = "set.yaml";
+use super::fault::{Fault, quoted};
+use super::model::Policy;
+use super::read::{parse_generation, parse_partly};
+use super::snapshot::Snapshot;
 
-/// The policies of a set of files.
-#[derive(Debug, Clone, PartialEq)]
+/// Most policies of one set.
+const MAX_POLICIES: usize = 100_000;
+
+/// A file and how many policies it gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileSummary {
+    /// Its name as given.
+    pub name: String,
+    /// Policies read from it.
+    pub policies: usize,
+}
+
+/// Policies read from files, with ids unique within their tenant.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct PolicySet {
     policies: Vec<Policy>,
-    files: Vec<String>,
+    generation: u64,
+    files: Vec<FileSummary>,
+    digest: String,
 }
 
 impl PolicySet {
-    /// Reads every file; (name, text) pairs.
+    /// Reads a set from (file name, text) pairs. `set.yaml` gives the generation; `.yaml`, `.yml` and `.json` hold policies;
+    /// anything else is a fault. Which files to read is the caller's choice.
     ///
     /// # Errors
-    /// Every fault of every file, and ids that stand twice.
-    pub fn new(texts: &[(String, String)]) -> Result<Self, Vec<Fault>> {
-        let (mut policies, mut faults, mut files): (Vec<Policy>, Vec<Fault>, Vec<String>) = Default::default();
-        for (file, text) in texts.iter().filter(|(f, _)| !f.ends_with(SET_FILE)) {
-            files.push(file.clone());
-            match parse(file, text) {
-                Ok(more) => policies.extend(more),
-                Err(more) => faults.extend(more),
-            }
-        }
-        let mut seen: BTreeMap<(String, String), (String, Place)> = BTreeMap::new();
-        for policy in &policies {
-            let at = (policy.file.clone(), policy.place);
-            if let Some((file, place)) = seen.insert((policy.tenant.clone(), policy.id.clone()), at) {
-                let message = format!("the policy `{}` stands already in {file}:{}", policy.id, place.line);
-                let help = Some("give it another id".to_owned());
-                faults.push(Fault::new(&policy.file, policy.place, "id", message, help));
-            }
-        }
-        if faults.is_empty() { Ok(Self { policies, files }) } else { Err(faults) }
+    /// Every fault of every file, by file and place.
+    pub fn from_files(files: &[(String, String)]) -> Result<Self, Vec<Fault>> {
+        let (set, faults) = Self::read(files);
+        if faults.is_empty() { Ok(set) } else { Err(faults) }
     }
 
-    /// The policies in the order of the files.
-    pub fn policies(&self) -> &[Policy] {
-        &self.policies
-    }
-}
-
-/// How much a finding matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// The set is refused.
-    Error,
-    /// It governs less than it seems to.
-    Warning,
-    /// Good to know.
-    Note,
-}
-
-/// Something `check` has to say.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// How much it matters.
-    pub severity: Severity,
-    /// Where, what, and what would be right.
-    pub fault: Fault,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = match self.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-            Severity::Note => "note",
-        };
-        write!(f, "{word}: {}", self.fault)
-    }
-}
-
-/// What the check knows of a metric: name, scope, and whether it decides at the crossing row.
-pub type Known = (String, Scope, bool);
-
-/// Finds what governs nothing and what cannot mean what it says; worst first.
-pub fn check(set: &PolicySet, metrics: &[Known]) -> Vec<Finding> {
-    let mut all = Vec::new();
-    for policy in &set.policies {
-        let mut say = |severity, place: Place, path: &str, message: String, help: Option<String>| {
-            all.push(Finding { severity, fault: Fault::new(&policy.file, place, path, message, help) });
-        };
-        if policy.status == Status::Retired || policy.enforcement_mode == Mode::Disabled {
-            say(Severity::Warning, policy.place, "", format!("`{}` governs nothing: it is off", policy.id), None);
-        }
-        if policy.condition.is_some() {
-            let message = format!("the condition of `{}` is read and kept, but not evaluated yet", policy.id);
-            say(Severity::Note, policy.place, "condition", message, None);
-        }
-        if policy.scope.level == Level::Tenant
-            && policy.tenant != "*"
-            && !policy.scope.level_ids.is_empty()
-            && !policy.scope.level_ids.contains(&policy.tenant)
-        {
-            let message = format!("`{}` matches nothing: its tenant is not among scope.level_ids", policy.id);
-            say(Severity::Error, policy.place, "scope.level_ids", message, None);
-        }
-        for limit in &policy.limits {
-            let path = format!("limits.{}", limit.id);
-            if limit.status == LimitStatus::Disabled {
-                say(Severity::Warning, limit.place, &path, "the limit is off".to_owned(), None);
-            }
-            let harmless = limit.enforcement != super::model::Enforcement::Block;
-            if harmless && limit.on_breach != OnBreach::None {
-                let message = format!("on_breach {} has no effect with enforcement {}", limit.on_breach, limit.enforcement);
-                say(Severity::Warning, limit.place, &path, message, Some("use enforcement: BLOCK".to_owned()));
-            }
-            let Some((name, scope, early)) = metrics.iter().find(|(n, ..)| *n == limit.metric) else {
-                let help = nearest(&limit.metric, metrics.iter().map(|m| m.0.as_str()));
-                let help = help.map(|n| format!("did you mean `{n}`?"));
-                say(Severity::Error, limit.place, &path, format!("no metric is named `{}`", limit.metric), help);
+    /// As [`Self::from_files`], but gives what could be read beside the faults, so that `check` can report on it too.
+    pub fn read(files: &[(String, String)]) -> (Self, Vec<Fault>) {
+        let mut ordered: Vec<&(String, String)> = files.iter().collect();
+        ordered.sort();
+        let mut set = Self::default();
+        let mut faults = Vec::new();
+        let mut found: BTreeMap<(Arc<str>, Arc<str>), Policy> = BTreeMap::new();
+        let mut digest = Sha256::new();
+        for (name, text) in ordered {
+            // lengths first, so that no two sets of files hash alike
+            digest.update((name.len() as u64).to_be_bytes());
+            digest.update(name.as_bytes());
+            digest.update((text.len() as u64).to_be_bytes());
+            digest.update(text.as_bytes());
+            let base = name.rsplit(['/', '\\']).next().unwrap_or(name);
+            if base == "set.yaml" {
+                match parse_generation(name, text) {
+                    Ok(generation) => set.generation = set.generation.max(generation),
+                    Err(more) => faults.extend(more),
+                }
                 continue;
-            };
-            if let Some(key) = policy.scope.lacks(*scope) {
-                let message = format!("`{}` selects by {key}, but groups of `{name}` are by {}", policy.id, scope.key_field());
-                say(Severity::Error, limit.place, &path, message, Some("use a metric of that scope".to_owned()));
             }
-            if !early {
-                let message = format!("`{name}` decides when its window closes, not at the row that crosses");
-                say(Severity::Note, limit.place, &path, message, None);
+            if ![".yaml", ".yml", ".json"].iter().any(|end| base.ends_with(end)) {
+                let at = super::model::Place { line: 1, column: 1 };
+                let help = Some("policies are read from .yaml, .yml and .json".to_owned());
+                faults.push(Fault::new(name, at, "", "not a policy file".to_owned(), help));
+                continue;
             }
-        }
-    }
-    ambiguities(set, &mut all);
-    let limited = |name: &str| set.policies.iter().any(|p| p.limits.iter().any(|l| l.metric == name));
-    for (name, ..) in metrics.iter().filter(|(n, ..)| !limited(n)) {
-        let fault = Fault::new("queries", Place { line: 1, column: 1 }, name, "no policy limits this metric".to_owned(), None);
-        all.push(Finding { severity: Severity::Note, fault });
-    }
-    for file in set.files.iter().filter(|f| !set.policies.iter().any(|p| p.file == **f)) {
-        let fault = Fault::new(file, Place { line: 1, column: 1 }, "", "the file holds no policy".to_owned(), None);
-        all.push(Finding { severity: Severity::Warning, fault });
-    }
-    all.sort_by(|a, b| (a.severity, &a.fault).cmp(&(b.severity, &b.fault)));
-    all
-}
-
-/// FAIL_CLOSED policies of equal precedence on one metric that differ: their runs stop at binding.
-fn ambiguities(set: &PolicySet, all: &mut Vec<Finding>) {
-    let closed = |p: &&Policy| p.conflict_strategy == Strategy::FailClosed && p.enforcement_mode == Mode::Block;
-    for (i, a) in set.policies.iter().enumerate().filter(|(_, p)| closed(p)) {
-        for b in set.policies[i + 1..].iter().filter(|b| b.precedence == a.precedence && b.scope == a.scope) {
-            for (x, y) in a.limits.iter().flat_map(|x| b.limits.iter().map(move |y| (x, y))) {
-                let same = x.metric == y.metric && x.enforcement == y.enforcement;
-                if same && (x.max, x.near, x.on_breach) != (y.max, y.near, y.on_breach) {
-                    let message = format!("ambiguous with `{}/{}`: runs that both bind are stopped", b.id, y.id);
-                    let help = Some("give one of them a lower precedence".to_owned());
-                    let fault = Fault::new(&a.file, x.place, &format!("limits.{}", x.id), message, help);
-                    all.push(Finding { severity: Severity::Warning, fault });
+            let (policies, more) = parse_partly(name, text);
+            faults.extend(more);
+            set.files.push(FileSummary { name: name.clone(), policies: policies.len() });
+            for policy in policies {
+                let key = (policy.tenant.clone(), policy.id.clone());
+                if let Some(first) = found.get(&key) {
+                    let message =
+                        format!("the id {} is there twice for tenant {}", quoted(&policy.id), quoted(&policy.tenant));
+                    let help = Some(format!("first in {}:{}", first.file, first.place.line));
+                    faults.push(Fault::new(name, policy.place, "id", message, help));
+                } else if found.len() >= MAX_POLICIES {
+                    let message = format!("a set holds at most {MAX_POLICIES} policies");
+                    faults.push(Fault::new(name, policy.place, "", message, None));
+                    break;
+                } else {
+                    found.insert(key, policy);
                 }
             }
         }
+        set.policies = found.into_values().collect();
+        for byte in digest.finalize() {
+            // writing to a String cannot fail
+            write!(set.digest, "{byte:02x}").unwrap_or_default();
+        }
+        (set, faults)
+    }
+
+    /// The policies by tenant and id.
+    pub fn policies(&self) -> &[Policy] {
+        &self.policies
+    }
+
+    /// The policies, taken out.
+    pub fn into_policies(self) -> Vec<Policy> {
+        self.policies
+    }
+
+    /// The generation in `set.yaml`; 0 without one.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The policy files by name.
+    pub fn files(&self) -> &[FileSummary] {
+        &self.files
+    }
+
+    /// SHA-256 over names and texts, in hexadecimal.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Counts versions up: a policy that is in the previous snapshot keeps its version when its content is the same, and
+    /// gets the next when it differs.
+    #[must_use]
+    pub fn following(mut self, previous: &Snapshot) -> Self {
+        for policy in &mut self.policies {
+            if let Some(old) = previous.policy(&policy.tenant, &policy.id) {
+                policy.version = old.version;
+                if policy.content() != old.content() {
+                    policy.version = old.version.saturating_add(1);
+                }
+            }
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, id: &str, max: u32) -> (String, String) {
+        let text = format!(
+            "id: {id}\nname: N\nlimits:\n- {{id: l, limit_type: TOKENS_PER_RUN, metric: run_tokens, max: {max}}}\n"
+        );
+        (name.to_owned(), text)
+    }
+
+    #[test]
+    fn a_set_does_not_depend_on_the_order_of_files() {
+        let (a, b) = (file("a.yaml", "z", 1), file("b.yaml", "a", 2));
+        let generation = ("sub/set.yaml".to_owned(), "generation: 7\n".to_owned());
+        let one = PolicySet::from_files(&[a.clone(), b.clone(), generation.clone()]).unwrap();
+        let two = PolicySet::from_files(&[generation, b, a]).unwrap();
+        assert_eq!(one, two);
+        assert_eq!(one.generation(), 7);
+        assert_eq!(one.policies().iter().map(|p| &*p.id).collect::<Vec<_>>(), ["a", "z"]);
+    }
+
+    #[test]
+    fn an_id_twice_within_a_tenant_is_a_fault_that_names_the_first() {
+        let faults = PolicySet::from_files(&[file("a.yaml", "x", 1), file("b.yaml", "x", 2)]).unwrap_err();
+        assert_eq!(faults.len(), 1);
+        assert!(faults[0].to_string().contains("first in a.yaml:1"), "{}", faults[0]);
+        let mut other = file("b.yaml", "x", 2);
+        other.1.push_str("tenant: acme\n");
+        assert!(PolicySet::from_files(&[file("a.yaml", "x", 1), other]).is_ok(), "another tenant's id is its own");
+    }
+
+    #[test]
+    fn a_generation_must_be_a_whole_number() {
+        let bad = ("set.yaml".to_owned(), "generation: -1".to_owned());
+        assert!(PolicySet::from_files(&[bad]).is_err());
+        let bad = ("set.yaml".to_owned(), "generatoin: 1".to_owned());
+        let faults = PolicySet::from_files(&[bad]).unwrap_err();
+        assert!(faults[0].to_string().contains("did you mean `generation`"));
+    }
+
+    #[test]
+    fn versions_count_up_only_when_the_content_changes() {
+        let first = PolicySet::from_files(&[file("a.yaml", "x", 1), file("b.yaml", "y", 1)]).unwrap();
+        let snapshot = Snapshot::new(first.into_policies(), BTreeMap::new(), "", "");
+        let mut moved = file("elsewhere.yaml", "x", 1);
+        moved.1.insert_str(0, "# a comment\n");
+        let next = PolicySet::from_files(&[moved, file("b.yaml", "y", 2), file("c.yaml", "z", 1)]).unwrap();
+        let versions: Vec<u32> = next.following(&snapshot).policies().iter().map(|p| p.version).collect();
+        assert_eq!(versions, [1, 2, 1]);
     }
 }

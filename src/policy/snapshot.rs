@@ -1,175 +1,176 @@
-//! A policy set as it is in force: immutable, content-addressed, and what it gives to one run or group.
+//! An immutable set of terms: policies, metric texts, prices and settings under one content-addressed id.
+//!
+//! Invariant: equal content has the equal id, whatever the order it was given in; where a policy was read (file, line) is
+//! carried along but is not content.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::arbitrate::{Candidate, LimitSet, arbitrate, in_force};
-use super::model::{Binding, Policy};
-use super::scope::{Scope, Who};
 use crate::clock::Micros;
 
-/// Why a snapshot cannot be read back.
+use super::index::Index;
+use super::model::Policy;
+
+/// The namespace of every id of ours: UUIDv5 of `urn:runwarden` in the URL namespace.
+pub fn namespace() -> Uuid {
+    static NAMESPACE: LazyLock<Uuid> = LazyLock::new(|| Uuid::new_v5(&Uuid::NAMESPACE_URL, b"urn:runwarden"));
+    *NAMESPACE
+}
+
+/// Why stored bytes are not a snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// Not a snapshot of this version.
-    #[error("not a snapshot: {0}")]
+    /// Not the JSON of a snapshot.
+    #[error("not the JSON of a snapshot")]
     Json(#[from] serde_json::Error),
-    /// Its content is not what its id says.
-    #[error("the snapshot {said} has the content of {is}")]
-    Content {
-        /// Id it carries.
-        said: String,
-        /// Id of its content.
-        is: String,
+    /// The content is another than the id says.
+    #[error("the content has the id {actual}, the record says {claimed}: it was changed after it was written")]
+    Changed {
+        /// The id in the record.
+        claimed: String,
+        /// The id of the content.
+        actual: String,
     },
 }
 
+/// What is hashed, and stored with the id beside it. Field order is the canonical order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Content {
-    policies: Vec<Policy>,
-    /// (file, text) of the queries that decide.
-    queries: Vec<(String, String)>,
+struct Content<P> {
+    policies: Vec<P>,
+    metrics: BTreeMap<String, String>,
     prices: String,
     settings: String,
 }
 
+/// The stored form.
 #[derive(Serialize, Deserialize)]
-struct Stored {
-    id: String,
-    content: Content,
+struct Stored<P> {
+    snapshot_id: String,
+    content: Content<P>,
 }
 
-/// An immutable policy set with the queries, prices and settings it was made with.
-#[derive(Debug, Clone, PartialEq)]
+/// The terms in force between two step boundaries. See [`Snapshot::effective`] for what they give.
+#[derive(Debug, Clone)]
 pub struct Snapshot {
-    id: String,
-    content: Content,
+    id: Arc<str>,
+    content: Content<Arc<Policy>>,
+    pub(super) index: Index,
+}
+
+impl PartialEq for Snapshot {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id && self.content == other.content
+    }
 }
 
 impl Snapshot {
-    /// Of policies in any order.
-    pub fn new(mut policies: Vec<Policy>, queries: Vec<(String, String)>, prices: String, settings: String) -> Self {
+    /// Makes a snapshot. `metrics` are the texts of the metric queries by name; `prices` and `settings` are opaque here.
+    /// Of two policies with one (tenant, id) the first counts; [`super::PolicySet`] refuses such.
+    pub fn new(policies: Vec<Policy>, metrics: BTreeMap<String, String>, prices: &str, settings: &str) -> Self {
+        let mut policies: Vec<Arc<Policy>> = policies.into_iter().map(Arc::new).collect();
         policies.sort_by(|a, b| (&a.tenant, &a.id).cmp(&(&b.tenant, &b.id)));
-        let content = Content { policies, queries, prices, settings };
-        Self { id: id_of(&content), content }
+        policies.dedup_by(|b, a| a.tenant == b.tenant && a.id == b.id);
+        Self::of(Content { policies, metrics, prices: prices.to_owned(), settings: settings.to_owned() })
     }
 
-    /// UUIDv5 of the content.
-    pub fn id(&self) -> &str {
+    fn of(content: Content<Arc<Policy>>) -> Self {
+        let bare = Content {
+            policies: content.policies.iter().map(|p| p.content()).collect::<Vec<_>>(),
+            metrics: content.metrics.clone(),
+            prices: content.prices.clone(),
+            settings: content.settings.clone(),
+        };
+        let id: Arc<str> = Arc::from(Uuid::new_v5(&namespace(), &canonical(&bare)).to_string());
+        let index = Index::build(&content.policies, &id);
+        Self { id, content, index }
+    }
+
+    /// The id, a UUID in text.
+    pub fn id(&self) -> &Arc<str> {
         &self.id
     }
 
-    /// The policies, ordered by tenant and id.
-    pub fn policies(&self) -> &[Policy] {
+    /// The policies by tenant and id, those that do not count included.
+    pub fn policies(&self) -> &[Arc<Policy>] {
         &self.content.policies
     }
 
-    /// As it is stored in checkpoints and on the policies topic.
-    pub fn to_json(&self) -> String {
-        serde_json::to_string(&Stored { id: self.id.clone(), content: self.content.clone() }).unwrap_or_default()
-    }
-
-    /// Reads it back.
-    ///
-    /// # Errors
-    /// Text that is no snapshot, or whose content is not what its id says.
-    pub fn from_json(text: &str) -> Result<Self, SnapshotError> {
-        let stored: Stored = serde_json::from_str(text)?;
-        let is = id_of(&stored.content);
-        if is != stored.id {
-            return Err(SnapshotError::Content { said: stored.id, is });
-        }
-        Ok(Self { id: stored.id, content: stored.content })
-    }
-
-    /// Whether any policy holds only at times.
-    pub fn has_active_windows(&self) -> bool {
-        self.content.policies.iter().any(|p| p.active.is_some())
-    }
-
-    /// Which of the time-bound policies hold at `at`, as a number: equal where the answer is.
-    pub fn active_key(&self, at: Micros) -> u64 {
-        let timed = self.content.policies.iter().filter_map(|p| p.active.as_ref());
-        // FNV-1a: equal sequences of answers, equal keys
-        timed.fold(0xcbf2_9ce4_8422_2325, |hash, a| (hash ^ u64::from(a.at(at))).wrapping_mul(0x0000_0100_0000_01b3))
+    /// One policy.
+    pub fn policy(&self, tenant: &str, id: &str) -> Option<&Arc<Policy>> {
+        let at = self.content.policies.binary_search_by(|p| (&*p.tenant, &*p.id).cmp(&(tenant, id))).ok()?;
+        self.content.policies.get(at)
     }
 
     /// Whether it holds this limit of this version.
     pub fn holds(&self, tenant: &str, policy: &str, version: u32, limit: &str) -> bool {
-        self.content.policies.iter().any(|p| {
-            p.tenant == tenant && p.id == policy && p.version == version && p.limits.iter().any(|l| l.id == limit)
-        })
+        let held = self.policy(tenant, policy).filter(|p| p.version == version);
+        held.is_some_and(|p| p.limits.iter().any(|l| *l.id == *limit))
     }
 
-    /// The limits of a group of a wider metric: policies that match the group's own keys. `metrics` gives the scope of a
-    /// metric; `at` judges active times (`None`: all count as active).
-    pub fn effective(
-        &self,
-        who: &Who<'_>,
-        scope: Scope,
-        metrics: &dyn Fn(&str) -> Option<Scope>,
-        at: Option<Micros>,
-    ) -> LimitSet {
-        let mut candidates = Vec::new();
-        self.collect(who, scope, metrics, at, None, &mut candidates);
-        arbitrate(candidates)
+    /// Texts of the metric queries by name.
+    pub fn metrics(&self) -> &BTreeMap<String, String> {
+        &self.content.metrics
     }
 
-    fn collect<'a>(
-        &'a self,
-        who: &Who<'_>,
-        scope: Scope,
-        metrics: &dyn Fn(&str) -> Option<Scope>,
-        at: Option<Micros>,
-        binding: Option<Binding>,
-        out: &mut Vec<Candidate<'a>>,
-    ) {
-        for policy in &self.content.policies {
-            if binding.is_some_and(|b| b != policy.binding) || !policy.scope.matches(&policy.tenant, who) {
-                continue;
-            }
-            for limit in &policy.limits {
-                if in_force(policy, limit, at) && metrics(&limit.metric) == Some(scope) {
-                    out.push(Candidate { policy, limit, snapshot: &self.id });
-                }
+    /// Prices, as given.
+    pub fn prices(&self) -> &str {
+        &self.content.prices
+    }
+
+    /// Settings, as given.
+    pub fn settings(&self) -> &str {
+        &self.content.settings
+    }
+
+    /// Whether any policy that counts states when it is active, so that limits depend on the event time.
+    pub fn has_active_windows(&self) -> bool {
+        !self.index.timed.is_empty()
+    }
+
+    /// Which of the policies that state `active` are so at an instant: one bit each, equal exactly when the limits at two
+    /// instants are equal. Part of a key under which results of [`Self::effective`] may be kept; empty without such.
+    pub fn active_at(&self, at: Micros) -> Vec<u64> {
+        let mut bits = vec![0_u64; self.index.timed.len().div_ceil(64)];
+        for (n, policy) in self.index.timed.iter().enumerate() {
+            let active = self.content.policies.get(*policy as usize).and_then(|p| p.active.as_ref());
+            if active.is_none_or(|a| a.contains(at))
+                && let Some(word) = bits.get_mut(n / 64)
+            {
+                *word |= 1 << (n % 64);
             }
         }
+        bits
     }
-}
 
-fn id_of(content: &Content) -> String {
-    let namespace = Uuid::new_v5(&Uuid::NAMESPACE_URL, b"urn:runwarden");
-    let text = serde_json::to_vec(content).unwrap_or_default();
-    Uuid::new_v5(&namespace, &text).to_string()
-}
+    /// The snapshot as JSON, whole; equal snapshots give equal bytes.
+    pub fn to_json(&self) -> String {
+        let stored = Stored { snapshot_id: self.id.to_string(), content: self.content.clone() };
+        String::from_utf8(canonical(&stored)).unwrap_or_default()
+    }
 
-/// The snapshots a run is bound to, by binding moment (P5).
-#[derive(Debug, Clone)]
-pub struct BoundTerms {
-    /// In force at `run.started`, or at first sight.
-    pub run_start: Arc<Snapshot>,
-    /// In force at `run.first_token`, or at first sight.
-    pub first_token: Arc<Snapshot>,
-    /// In force now.
-    pub each_step: Arc<Snapshot>,
-}
-
-impl BoundTerms {
-    /// The run's limits: each policy counts once, from the snapshot of its own binding moment.
-    pub fn effective(&self, who: &Who<'_>, metrics: &dyn Fn(&str) -> Option<Scope>, at: Option<Micros>) -> LimitSet {
-        let mut candidates = Vec::new();
-        for (snapshot, binding) in [
-            (&self.run_start, Binding::RunStart),
-            (&self.first_token, Binding::FirstToken),
-            (&self.each_step, Binding::EachStep),
-        ] {
-            snapshot.collect(who, Scope::Run, metrics, at, Some(binding), &mut candidates);
+    /// Reads what [`Self::to_json`] wrote; fields it does not know are ignored.
+    ///
+    /// # Errors
+    /// When it is not the JSON of a snapshot, or its content is not what its id says.
+    pub fn from_json(json: &str) -> Result<Self, SnapshotError> {
+        let stored: Stored<Policy> = serde_json::from_str(json)?;
+        let Content { policies, metrics, prices, settings } = stored.content;
+        let snapshot = Self::new(policies, metrics, &prices, &settings);
+        if *snapshot.id != *stored.snapshot_id {
+            return Err(SnapshotError::Changed { claimed: stored.snapshot_id, actual: snapshot.id.to_string() });
         }
-        // a policy whose binding changed between snapshots would count twice: the earlier moment holds it
-        let mut seen = std::collections::BTreeSet::new();
-        candidates.retain(|c| seen.insert((c.policy.tenant.clone(), c.policy.id.clone(), c.limit.id.clone())));
-        arbitrate(candidates)
+        Ok(snapshot)
     }
+}
+
+/// JSON in declaration order, maps by key.
+#[expect(
+    clippy::expect_used,
+    reason = "maps have text keys, writers are memory, and no type here refuses to be written"
+)]
+fn canonical<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("plain data")
 }

@@ -105,7 +105,8 @@ pub(super) fn documents(file: &str, text: &str, faults: &mut Vec<Fault>) -> Vec<
     options.set_emit_comments(false);
     options.flow_nesting_limit = MAX_DEPTH;
     options.block_nesting_limit = MAX_DEPTH;
-    let mut builder = Builder { parser: Parser::new_from_str_with_options(text, options), nodes: 0, anchors: BTreeMap::new() };
+    let mut builder =
+        Builder { parser: Parser::new_from_str_with_options(text, options), nodes: 0, anchors: BTreeMap::new() };
     let mut documents = Vec::new();
     loop {
         match builder.next_document() {
@@ -222,7 +223,12 @@ impl<'t> Builder<'t> {
                     let key_at = place(&span);
                     let Event::Scalar(key, ..) = event else {
                         let help = Some("write a plain word before the colon");
-                        return Err(Broken { at: key_at, message: "a key must be a text".to_owned(), help, fatal: false });
+                        return Err(Broken {
+                            at: key_at,
+                            message: "a key must be a text".to_owned(),
+                            help,
+                            fatal: false,
+                        });
                     };
                     self.count(key_at, 1)?;
                     let (event, span) = self.next(key_at)?;

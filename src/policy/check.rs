@@ -1,0 +1,310 @@
+//! What is wrong with a set as a whole: limits that do not count, policies that match nothing, terms that contradict.
+//!
+//! A file's own faults are [`super::parse`]'s; here every policy is valid by itself. A limit that does not count is the
+//! worst bug, so what governs nothing is an error, and what only reads oddly is a warning or a note.
+
+use std::collections::BTreeMap;
+
+use super::arbitrate::terms;
+use super::fault::{Fault, nearest, quoted};
+use super::model::{Enforcement, Limit, LimitStatus, Mode, OnBreach, Place, Policy, Status, Strategy};
+use super::names::names;
+use super::scope::{Key, Scope, Selector};
+use super::set::PolicySet;
+
+/// Most ambiguities reported; they grow with the square of the policies.
+const MAX_AMBIGUITIES: usize = 100;
+
+names! {
+    /// How bad a finding is.
+    Severity {
+        /// It must be put right.
+        Error = "error",
+        /// It is probably not meant.
+        Warning = "warning",
+        /// Good to know.
+        Note = "note",
+    }
+}
+
+/// One thing found in a set of policies.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// The file; empty when it is about no file.
+    pub file: String,
+    /// Line, from 1; 0 when it is about the whole file or set.
+    pub line: u64,
+    /// Column, from 1; 0 likewise.
+    pub column: u64,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+impl From<Fault> for Finding {
+    fn from(fault: Fault) -> Self {
+        let message = if fault.path.is_empty() { fault.message } else { format!("{}: {}", fault.path, fault.message) };
+        Self {
+            file: fault.file,
+            line: fault.line,
+            column: fault.column,
+            severity: Severity::Error,
+            message,
+            help: fault.help,
+        }
+    }
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if !self.file.is_empty() {
+            write!(f, "{}:", self.file)?;
+            if self.line > 0 {
+                write!(f, "{}:{}:", self.line, self.column)?;
+            }
+            f.write_str(" ")?;
+        }
+        write!(f, "{}: {}", self.severity, self.message)?;
+        match &self.help {
+            Some(help) => write!(f, " ({help})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Checks a set against the metrics: (name, scope, whether early results can raise). Findings come in order of file and
+/// place. With `strict`, warnings are errors.
+pub fn check(set: &PolicySet, metrics: &[(String, Scope, bool)], strict: bool) -> Vec<Finding> {
+    let by_name = metrics.iter().map(|(name, scope, early)| (name.as_str(), (*scope, *early))).collect();
+    let mut checker = Checker { metrics: by_name, findings: Vec::new() };
+    for file in set.files() {
+        if file.policies == 0 {
+            checker.add(
+                Severity::Error,
+                &file.name,
+                Place::default(),
+                "the file governs nothing: no policy was read".to_owned(),
+                None,
+            );
+        }
+    }
+    for policy in set.policies() {
+        checker.policy(policy);
+    }
+    checker.ambiguities(set.policies());
+    checker.coverage(set.policies());
+    let mut findings = checker.findings;
+    if strict {
+        for finding in findings.iter_mut().filter(|f| f.severity == Severity::Warning) {
+            finding.severity = Severity::Error;
+        }
+    }
+    findings.sort();
+    findings
+}
+
+/// What limits compete within: metric, enforcement and, under FAIL_CLOSED, precedence.
+type Kind<'p> = (&'p str, Enforcement, i64);
+
+struct Checker<'m> {
+    metrics: BTreeMap<&'m str, (Scope, bool)>,
+    findings: Vec<Finding>,
+}
+
+impl Checker<'_> {
+    fn add(&mut self, severity: Severity, file: &str, at: Place, message: String, help: Option<String>) {
+        let file = file.to_owned();
+        self.findings.push(Finding { file, line: at.line, column: at.column, severity, message, help });
+    }
+
+    fn policy(&mut self, policy: &Policy) {
+        let about = |text: &str| format!("policy {}: {text}", quoted(&policy.id));
+        let at = policy.place;
+        if policy.status == Status::Retired {
+            return self.add(Severity::Warning, &policy.file, at, about("is RETIRED and governs nothing"), None);
+        }
+        if policy.enforcement_mode == Mode::Disabled {
+            return self.add(Severity::Warning, &policy.file, at, about("is DISABLED and governs nothing"), None);
+        }
+        if let Some(why) = matches_nothing(policy) {
+            self.add(Severity::Error, &policy.file, at, about(&format!("matches nothing: {why}")), None);
+        }
+        if policy.condition.is_some() {
+            let text = about("its condition is loaded but not evaluated yet; its actions are not taken");
+            self.add(Severity::Note, &policy.file, at, text, None);
+        } else if policy.limits.iter().all(|l| l.status == LimitStatus::Disabled) {
+            self.add(Severity::Error, &policy.file, at, about("governs nothing: every limit is DISABLED"), None);
+        }
+        for limit in policy.limits.iter().filter(|l| l.status == LimitStatus::Active) {
+            self.limit(policy, limit);
+        }
+        for (n, limit) in policy.limits.iter().enumerate() {
+            let rivals = |other: &&Limit| {
+                other.metric == limit.metric && other.enforcement == limit.enforcement && policy.enforces(other)
+            };
+            let counts = limit.status == LimitStatus::Active && policy.enforces(limit);
+            if counts && policy.limits[..n].iter().filter(|l| l.status == LimitStatus::Active).any(|l| rivals(&l)) {
+                let text = format!(
+                    "limit {} competes with another {} limit of its own policy on {}: only one result remains",
+                    quoted(&limit.id),
+                    limit.enforcement,
+                    quoted(&limit.metric)
+                );
+                let help = Some("use another enforcement, or one limit".to_owned());
+                self.add(Severity::Warning, &policy.file, limit.place, about(&text), help);
+            }
+        }
+    }
+
+    fn limit(&mut self, policy: &Policy, limit: &Limit) {
+        let about = |text: String| format!("policy {}, limit {}: {text}", quoted(&policy.id), quoted(&limit.id));
+        let (file, at) = (&*policy.file, limit.place);
+        let Some((scope, early)) = self.metrics.get(&*limit.metric).copied() else {
+            let help = match nearest(&limit.metric, self.metrics.keys().copied()) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => "metrics are the files under queries/metrics".to_owned(),
+            };
+            let text = about(format!("there is no metric {}", quoted(&limit.metric)));
+            return self.add(Severity::Error, file, at, text, Some(help));
+        };
+        if let Some(key) = policy.scope.beyond(scope) {
+            let text = about(format!(
+                "never matches: the policy selects by {}, which groups of the {scope} metric {} do not have",
+                key.field(),
+                quoted(&limit.metric)
+            ));
+            let help = Some("widen the policy's scope, or limit a metric that is grouped by that key".to_owned());
+            self.add(Severity::Error, file, at, text, help);
+        }
+        if !early {
+            let text = about(format!("decides at window close only: {} is not monotone", quoted(&limit.metric)));
+            self.add(Severity::Note, file, at, text, None);
+        }
+        if limit.enforcement == Enforcement::Block
+            && limit.on_breach == OnBreach::None
+            && policy.enforcement_mode == Mode::Block
+        {
+            let text = about("blocks nothing: on_breach is none, so a breach signals and alerts only".to_owned());
+            self.add(
+                Severity::Warning,
+                file,
+                at,
+                text,
+                Some("say PAUSE, STOP or KILL, or `enforcement: WARN`".to_owned()),
+            );
+        }
+        if limit.fallback_model.is_some() && limit.enforcement != Enforcement::Degrade {
+            let text = about(format!("fallback_model is for DEGRADE, here it is {}", limit.enforcement));
+            self.add(Severity::Warning, file, at, text, None);
+        }
+    }
+
+    /// Limits that FAIL_CLOSED cannot order and that can meet on one run or group.
+    fn ambiguities(&mut self, policies: &[Policy]) {
+        let mut rivals: BTreeMap<Kind<'_>, Vec<(&Policy, &Limit)>> = BTreeMap::new();
+        for policy in policies.iter().filter(|p| p.counts()) {
+            for limit in policy.limits.iter().filter(|l| l.status == LimitStatus::Active && policy.enforces(l)) {
+                rivals.entry((&limit.metric, limit.enforcement, policy.precedence)).or_default().push((policy, limit));
+            }
+        }
+        let mut found = 0;
+        for ((metric, enforcement, precedence), group) in rivals {
+            for (n, (first, limit)) in group.iter().enumerate() {
+                // policies come by (tenant, id), so the earlier of a pair is the one whose strategy counts
+                if first.conflict_strategy != Strategy::FailClosed {
+                    continue;
+                }
+                for (other, rival) in group.iter().skip(n + 1) {
+                    if terms(limit) == terms(rival) || !can_meet(first, other) {
+                        continue;
+                    }
+                    found += 1;
+                    if found > MAX_AMBIGUITIES {
+                        let text = format!("more than {MAX_AMBIGUITIES} pairs are ambiguous under FAIL_CLOSED");
+                        return self.add(Severity::Error, "", Place::default(), text, None);
+                    }
+                    // times that may never coincide leave a doubt
+                    let timed = first.active.is_some() && other.active.is_some();
+                    let severity = if timed { Severity::Warning } else { Severity::Error };
+                    let text = format!(
+                        "policy {}, limit {}: ambiguous under FAIL_CLOSED with {}/{} ({}:{}): both {enforcement} {} at precedence {precedence} \
+                         with different terms, so what both match is stopped",
+                        quoted(&first.id),
+                        quoted(&limit.id),
+                        other.id,
+                        rival.id,
+                        other.file,
+                        rival.place.line,
+                        quoted(metric)
+                    );
+                    let help = Some("give them different precedences, or equal max, near and action".to_owned());
+                    self.add(severity, &first.file, limit.place, text, help);
+                }
+            }
+        }
+    }
+
+    fn coverage(&mut self, policies: &[Policy]) {
+        let limited: std::collections::BTreeSet<&str> = policies
+            .iter()
+            .filter(|p| p.counts())
+            .flat_map(|p| p.limits.iter().filter(|l| l.status == LimitStatus::Active).map(|l| &*l.metric))
+            .collect();
+        let free: Vec<&str> = self.metrics.keys().copied().filter(|name| !limited.contains(name)).collect();
+        for name in free {
+            self.add(
+                Severity::Note,
+                "",
+                Place::default(),
+                format!("no policy limits the metric {}", quoted(name)),
+                None,
+            );
+        }
+        if policies.iter().any(Policy::counts)
+            && !policies.iter().any(|p| p.counts() && p.enforcement_mode == Mode::Block)
+        {
+            let help = Some("`enforcement_mode: BLOCK` turns a policy on".to_owned());
+            let text = "nothing is enforced: no policy is in BLOCK mode".to_owned();
+            self.add(Severity::Note, "", Place::default(), text, help);
+        }
+    }
+}
+
+/// The ids a policy admits for a key; `None`: any. Both conditions may be on the agent.
+fn admitted<'p>(policy: &'p Policy, key: Key) -> Option<Vec<&'p str>> {
+    let mut admitted: Option<Vec<&'p str>> = None;
+    let own = (key == Key::Tenant && &*policy.tenant != "*").then(|| vec![&*policy.tenant]);
+    let conditions = policy.scope.conditions().into_iter().flatten().filter(|(k, ids)| *k == key && !ids.is_empty());
+    for ids in own.into_iter().chain(conditions.map(|(_, ids)| ids.iter().map(String::as_str).collect())) {
+        admitted = Some(match admitted {
+            None => ids,
+            Some(before) => before.into_iter().filter(|id| ids.contains(id)).collect(),
+        });
+    }
+    admitted
+}
+
+fn matches_nothing(policy: &Policy) -> Option<String> {
+    let key = Key::ALL.into_iter().find(|key| admitted(policy, *key).is_some_and(|ids| ids.is_empty()))?;
+    let Selector { level_ids, ids, .. } = &policy.scope;
+    Some(if key == Key::Tenant {
+        format!("its tenant {} is not among level_ids {}", quoted(&policy.tenant), level_ids.join(" "))
+    } else {
+        format!("no {} is in both ids {} and level_ids {}", key.field(), ids.join(" "), level_ids.join(" "))
+    })
+}
+
+/// Whether one run could be under both.
+fn can_meet(a: &Policy, b: &Policy) -> bool {
+    Key::ALL.into_iter().all(|key| match (admitted(a, key), admitted(b, key)) {
+        (Some(a), Some(b)) => a.iter().any(|id| b.contains(id)),
+        (Some(one), None) | (None, Some(one)) => !one.is_empty(),
+        (None, None) => true,
+    })
+}
+
+#[cfg(test)]
+mod tests;
