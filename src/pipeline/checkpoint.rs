@@ -124,7 +124,7 @@ impl Partition {
             out.put(key(CLOCKS, &[&tenant]), Some(&(&tenant, clock)));
         }
         for id in std::mem::take(&mut self.dirty_snapshots) {
-            let held = self.limits.snapshots().find(|s| s.id() == &*id).map(|s| s.to_json());
+            let held = self.limits.snapshots().find(|s| *s.id() == id).map(|s| s.to_json());
             out.put(key(SNAPSHOTS, &[&id]), held.as_ref());
         }
         out.put(key(META, &["partition"]), Some(&self.meta));
@@ -141,7 +141,7 @@ impl Partition {
         self.levels.mark_all_dirty();
         self.runs.mark_all_dirty();
         self.clocks.mark_all_dirty();
-        let ids = self.limits.snapshots().map(|s| Arc::from(s.id())).collect::<Vec<_>>();
+        let ids = self.limits.snapshots().map(|s| Arc::clone(s.id())).collect::<Vec<_>>();
         self.dirty_snapshots.extend(ids);
     }
 
@@ -196,7 +196,7 @@ impl Partition {
     pub(super) fn taken_back(&mut self) -> Result<(), CoreError> {
         self.engine.finish_restore().map_err(|e| refuse(e.to_string()))?;
         self.correlation.restored().map_err(|e| refuse(e.to_string()))?;
-        let restored = self.limits.snapshots().find(|s| s.id() == self.meta.snapshot).cloned();
+        let restored = self.limits.snapshots().find(|s| **s.id() == *self.meta.snapshot).cloned();
         if let Some(restored) = restored {
             self.limits.adopt(Arc::clone(&restored));
             self.adopt = self.adopt.take().filter(|wanted| wanted.id() != restored.id());

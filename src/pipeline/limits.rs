@@ -226,7 +226,7 @@ impl LimitSets {
     }
 
     fn intern(&mut self, combination: Combination, set: LimitSet) -> u32 {
-        let limits: Vec<Arc<EffectiveLimit>> = set.limits.into_iter().map(Arc::new).collect();
+        let limits: Vec<Arc<EffectiveLimit>> = set.limits;
         let same = self.sets.iter().position(|s| s.limits == limits && s.ambiguous == set.ambiguous);
         let number = same.unwrap_or_else(|| {
             let mut floors = vec![None; self.metrics.len()];

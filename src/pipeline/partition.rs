@@ -176,9 +176,9 @@ impl Partition {
             interventions: Interventions::default(),
             runs: RunTable::default(),
             clocks: Clocks::default(),
-            meta: Meta { snapshot: snapshot.id().to_owned(), ..Meta::default() },
+            meta: Meta { snapshot: snapshot.id().to_string(), ..Meta::default() },
             dedup: Dedup::new(settings.dedup.0, settings.dedup.1),
-            dirty_snapshots: BTreeSet::from([Arc::from(snapshot.id())]),
+            dirty_snapshots: BTreeSet::from([Arc::clone(snapshot.id())]),
             adopt: Some(snapshot),
             checkpoint_due: false,
             decoder: Decoder::new(Arc::clone(&settings.decoder)),
@@ -259,7 +259,7 @@ impl Partition {
 
     fn adopt_snapshot(&mut self, now: Wall, step: &mut Step, entries: &mut Vec<Entry>) {
         let Some(snapshot) = self.adopt.take() else { return };
-        let id: Arc<str> = Arc::from(snapshot.id());
+        let id: Arc<str> = Arc::clone(snapshot.id());
         self.meta.snapshot = id.to_string();
         self.dirty_snapshots.insert(id);
         self.limits.adopt(Arc::clone(&snapshot));
@@ -270,7 +270,7 @@ impl Partition {
         let limits = &self.limits;
         let ended = self.levels.retain(|line, up| {
             limits.snapshots().any(|s| s.holds(&line.policy_tenant, &line.policy_id, line.policy_version, &line.limit_id))
-                && up.limit.metric == line.metric
+                && *up.limit.metric == *line.metric
         });
         let around = Around::none(now);
         for change in ended {
@@ -358,7 +358,7 @@ impl Partition {
     /// Tells clocks and runs of every row, and finds each row's limit set.
     fn observe_runs(&mut self, batch: &Batch, now: Wall, step: &mut Step) -> Around {
         let rows = Rows::new(&batch.rows);
-        let snapshot: Arc<str> = Arc::from(self.limits.current().id());
+        let snapshot: Arc<str> = Arc::clone(self.limits.current().id());
         let (runs, types) = (rows.text(col::RUN_ID), rows.text(col::EVENT_TYPE));
         let fields = [col::PROJECT_ID, col::AGENT_ID, col::API_KEY_ID, col::HUMAN_ACTOR_ID, col::PROVIDER]
             .map(|c| rows.text(c));
@@ -569,7 +569,7 @@ impl Partition {
                         signal: signal.clone(),
                         agent_id,
                         channels: judged.limit.alerts.channels.clone(),
-                        min_interval: correlation::interval(judged.limit.alerts.min_alert_interval_seconds),
+                        min_interval: correlation::interval(judged.limit.alerts.min_alert_interval_seconds.into()),
                         clock,
                     })));
                 }
