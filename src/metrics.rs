@@ -83,7 +83,7 @@ pub struct Metrics {
     pub output_records: Family<Output>,
     /// From an event's time to the decision about it. See [`Metrics::observe`].
     pub event_to_decision: Histogram,
-    /// From an event's time to the commit of the transaction that carries its decisions. See [`Metrics::observe`].
+    /// From the broker's timestamp of a transaction's oldest record to its commit. See [`Metrics::observe`].
     pub event_to_commit: Histogram,
     /// Records of the telemetry topic not yet processed, by owned partition.
     pub lag: GaugesByPartition,
@@ -117,6 +117,8 @@ pub struct Metrics {
     pub checkpoint_records: IntCounter,
     /// Bytes written to the checkpoint topic (keys and values).
     pub checkpoint_bytes: IntCounter,
+    /// Bytes written to the steps topic.
+    pub step_bytes: IntCounter,
     /// Bytes of state held, all owned partitions; set by [`Metrics::hold`].
     pub state_bytes: IntGauge,
     /// Keys (runs, agents, windows …) live in the state, all owned partitions; set by [`Metrics::hold`].
@@ -193,7 +195,7 @@ impl Metrics {
             event_to_commit: histogram(
                 r,
                 "runwarden_event_to_commit_seconds",
-                "From the event's time to the commit of its decisions",
+                "From the broker's timestamp of a transaction's oldest record to its commit",
                 LATENCY,
             )?,
             lag: GaugesByPartition::register(
@@ -237,6 +239,7 @@ impl Metrics {
             checkpoints: counter(r, "runwarden_checkpoints_total", "Checkpoints written")?,
             checkpoint_records: counter(r, "runwarden_checkpoint_records_total", "Checkpoint records written")?,
             checkpoint_bytes: counter(r, "runwarden_checkpoint_bytes_total", "Checkpoint bytes written")?,
+            step_bytes: counter(r, "runwarden_step_record_bytes_total", "Bytes of step records written")?,
             state_bytes: gauge(r, "runwarden_state_bytes", "State held by the owned partitions")?,
             live_keys: gauge(r, "runwarden_live_keys", "Keys live in the state of the owned partitions")?,
             restarts: counter(

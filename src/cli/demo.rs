@@ -3,23 +3,24 @@
 //! A Kafka mock, made-up traffic in which some runs misbehave, the sidecar itself, and a screen fed from the topics: what it
 //! shows went through Kafka like anyone's.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use crate::cli::service::{Service, Signals};
+use crate::cli::service::{self, Service, Signals};
 use crate::cli::{DemoArguments, Failure, load};
 use crate::clock::Wall;
 use crate::demo::feed::{Feed, Source};
 use crate::demo::screen::{Places, Screen, Style};
 use crate::demo::traffic::{self, Traffic};
-use crate::kafka::produce::Producer;
 use crate::kafka::follow::Follower;
+use crate::kafka::produce::Producer;
 use crate::kafka::reader::OwnedRecord;
-use crate::kafka::{ClientSettings, Error, Mock, ShellConfig, Topics};
+use crate::kafka::{ClientSettings, Mock, ShellConfig, Topics};
 
 /// Partitions of the demo's topics: few, so that each stays under what the mock can hold.
 const PARTITIONS: i32 = 2;
@@ -27,6 +28,8 @@ const PARTITIONS: i32 = 2;
 const FRAME: Duration = Duration::from_millis(250);
 /// Pace of the traffic.
 const TICK: Duration = Duration::from_millis(20);
+/// Where HTTP listens unless the user says otherwise or another program does already.
+const PORT: u16 = 8080;
 /// How long the sidecar may take to drain.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -40,8 +43,9 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let mock = Mock::with_topics(&topics).map_err(Failure::reach)?;
     let client = mock.settings();
     let shell = ShellConfig::new(client.clone(), "runwarden", "demo", topics.clone());
-    let service = Service::start(Arc::new(loaded.settings), shell, arguments.listen, "demo")?;
-    let places = Places { http: format!("http://{}", service.address), brokers: mock.bootstrap().to_owned() };
+    let (listener, note) = listen(arguments.listen)?;
+    let service = Service::start(loaded, shell, listener, "demo")?;
+    let places = Places { http: format!("http://{}", service.address), brokers: mock.bootstrap().to_owned(), note };
     let terminal = std::io::stdout().is_terminal();
     let mut screen = Screen::new(std::io::stdout(), terminal, Style { color: terminal, ..Style::default() }, places);
     let started = Wall::now();
@@ -73,10 +77,38 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Takes the address asked for; without one the usual port, or a free one and a word about it.
+fn listen(address: Option<SocketAddr>) -> Result<(TcpListener, Option<String>), Failure> {
+    if let Some(address) = address {
+        return Ok((service::listen(address)?, None));
+    }
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, PORT)) {
+        Ok(listener) => Ok((listener, None)),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let note = format!("port {PORT} is taken, so this listens on a free one; --listen chooses");
+            Ok((service::listen((Ipv4Addr::LOCALHOST, 0).into())?, Some(note)))
+        }
+        Err(error) => {
+            Err(Failure::Reach(format!("cannot listen on port {PORT}: {error}; choose another with --listen")))
+        }
+    }
+}
+
 type Arrived = (Source, OwnedRecord, Wall);
 
+/// Feeds what arrives until then. Topics arrive in any order, so within a frame causes come before what follows from them.
 fn take(arrived: &Receiver<Arrived>, feed: &mut Feed, until: Instant) {
-    while let Ok((source, record, at)) = arrived.recv_timeout(until.saturating_duration_since(Instant::now())) {
+    let mut frame = Vec::new();
+    while let Ok(arrival) = arrived.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        frame.push(arrival);
+    }
+    frame.sort_by_key(|(source, ..)| match source {
+        Source::Telemetry | Source::DeadLetter => 0,
+        Source::Signals => 1,
+        Source::Interventions => 2,
+        Source::Alerts => 3,
+    });
+    for (source, record, at) in frame {
         let reason = record.headers.iter().find(|(name, _)| name == "runwarden-reason");
         let reason = reason.map(|(_, value)| String::from_utf8_lossy(value).into_owned());
         feed.record(source, record.payload.as_deref().unwrap_or_default(), reason.as_deref(), at);
@@ -114,50 +146,75 @@ fn follow(client: &ClientSettings, topics: &Topics, stop: &Arc<AtomicBool>) -> R
     Ok(receiver)
 }
 
-/// Produces the traffic; runs and agents that are told to stop, stop.
+/// Produces the traffic, and does as an executor does: what is ordered is done and reported.
 fn produce(
     client: &ClientSettings,
     topics: &Topics,
     stop: &Arc<AtomicBool>,
 ) -> Result<std::thread::JoinHandle<()>, Failure> {
     let producer = Producer::new(client).map_err(Failure::reach)?;
-    let mut orders = Follower::new(client, "runwarden-demo-worker", &[&topics.interventions]).map_err(Failure::reach)?;
-    let (topic, stop) = (topics.telemetry.clone(), Arc::clone(stop));
+    let mut orders =
+        Follower::new(client, "runwarden-demo-worker", &[&topics.interventions]).map_err(Failure::reach)?;
+    let worker = Worker { producer, telemetry: topics.telemetry.clone(), outcomes: topics.outcomes.clone() };
+    let stop = Arc::clone(stop);
     spawn("traffic", move || {
         let mut traffic = Traffic::new(&traffic::Config::demo(Wall::now().0));
         while !stop.load(Ordering::Acquire) {
             // waiting for the next order is the pace
             if let Some(order) = orders.next(TICK) {
-                obey(&order, &mut traffic, &producer, &topic);
+                worker.obey(&order, &mut traffic);
             }
             for event in traffic.until(Wall::now().0) {
-                send(&producer, &topic, &event);
+                worker.send(&worker.telemetry, &event.tenant, &event.payload);
             }
+        }
+        if let Err(error) = worker.producer.flush(DRAIN) {
+            tracing::warn!(%error, "the last events of the demo were not produced");
         }
     })
 }
 
-fn obey(order: &OwnedRecord, traffic: &mut Traffic, producer: &Producer, topic: &str) {
-    let order = order.payload.as_deref().and_then(|p| serde_json::from_slice::<serde_json::Value>(p).ok());
-    let text = |pointer: &str| order.as_ref()?.pointer(pointer)?.as_str().map(str::to_owned);
-    let (Some(kind), Some(target), Some(id)) = (text("/type"), text("/target/kind"), text("/target/id")) else { return };
-    match (kind.as_str(), target.as_str()) {
-        ("STOP" | "KILL", "RUN") => {
-            if let Some(event) = traffic.stop_run(&id, Wall::now().0) {
-                send(producer, topic, &event);
-            }
-        }
-        (_, "AGENT") => {
-            traffic.pause_agent(&id, Wall::now().0);
-        }
-        _ => {}
-    }
+struct Worker {
+    producer: Producer,
+    telemetry: String,
+    outcomes: String,
 }
 
-fn send(producer: &Producer, topic: &str, event: &traffic::Event) {
-    let sent: Result<(), Error> = producer.send(topic, event.tenant.as_bytes(), event.payload.as_bytes());
-    if let Err(error) = sent {
-        tracing::warn!(%error, "an event of the demo was not produced");
+impl Worker {
+    fn obey(&self, order: &OwnedRecord, traffic: &mut Traffic) {
+        let order = order.payload.as_deref().and_then(|p| serde_json::from_slice::<serde_json::Value>(p).ok());
+        let text = |pointer: &str| order.as_ref()?.pointer(pointer)?.as_str();
+        let (Some(kind), Some(target), Some(who)) = (text("/type"), text("/target/kind"), text("/target/id")) else {
+            return;
+        };
+        if text("/state") != Some("ISSUED") {
+            return;
+        }
+        let now = Wall::now();
+        let (done, last) = match (kind, target) {
+            ("STOP" | "KILL", "RUN") => {
+                let last = traffic.stop_run(who, now.0);
+                (last.is_some(), last)
+            }
+            ("PAUSE", "AGENT") => (traffic.pause_agent(who, now.0), None),
+            _ => (false, None),
+        };
+        if let (true, Some(id), Some(tenant)) = (done, text("/intervention_id"), text("/tenant_id")) {
+            let outcome = serde_json::json!({
+                "intervention_id": id, "state": "SUCCEEDED", "executor": "demo-worker",
+                "at": crate::telemetry::format_micros(now.0),
+            });
+            self.send(&self.outcomes, tenant, &outcome.to_string());
+        }
+        if let Some(event) = last {
+            self.send(&self.telemetry, &event.tenant, &event.payload);
+        }
+    }
+
+    fn send(&self, topic: &str, tenant: &str, payload: &str) {
+        if let Err(error) = self.producer.send(topic, tenant.as_bytes(), payload.as_bytes()) {
+            tracing::warn!(%error, "an event of the demo was not produced");
+        }
     }
 }
 

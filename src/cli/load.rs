@@ -1,5 +1,6 @@
 //! From files to the settings of a core: queries, policies, prices. Every fault of every file is collected and reported together.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use crate::decide::correlation;
 use crate::kafka::{ClientSettings, GroupProtocol, ShellConfig, Topics};
 use crate::pipeline::partition::scope_of;
 use crate::pipeline::{InputNames, Settings};
-use crate::policy::{self, PolicySet, Scope, Severity, Snapshot};
+use crate::policy::{self, LimitStatus, Mode, PolicySet, Scope, Severity, Snapshot, Status};
 use crate::stream;
 use crate::telemetry::{self, Prices};
 
@@ -57,7 +58,10 @@ impl Texts {
         Self {
             metrics: METRICS.iter().map(owned).collect(),
             thresholds: owned(&("queries/decide/thresholds.sql", include_str!("../../queries/decide/thresholds.sql"))),
-            correlation: owned(&("queries/decide/correlation.sql", include_str!("../../queries/decide/correlation.sql"))),
+            correlation: owned(&(
+                "queries/decide/correlation.sql",
+                include_str!("../../queries/decide/correlation.sql"),
+            )),
             policies: crate::demo::policies::FILES.iter().map(owned).collect(),
             prices: Some(owned(&("config/prices.toml", include_str!("../../config/prices.toml")))),
         }
@@ -125,6 +129,18 @@ pub struct Loaded {
     pub policies: PolicySet,
     /// What `check` has to say, worst first; without errors.
     pub findings: Vec<policy::Finding>,
+}
+
+impl Loaded {
+    /// The policies that should have an effect, by (tenant, id).
+    pub(super) fn in_force(&self) -> BTreeSet<(Arc<str>, Arc<str>)> {
+        let active = self.policies.policies().iter().filter(|p| {
+            p.status == Status::Active
+                && p.enforcement_mode != Mode::Disabled
+                && p.limits.iter().any(|l| l.status == LimitStatus::Active)
+        });
+        active.map(|p| (p.tenant.clone(), p.id.clone())).collect()
+    }
 }
 
 /// Times and bounds, from the configuration.
@@ -225,7 +241,11 @@ pub(super) fn shell(config: &Config) -> ShellConfig {
 /// Stable over restarts of a container or pod, unless it gets another name.
 fn host_name() -> String {
     let read = |path: &str| fs::read_to_string(path).ok().map(|n| n.trim().to_owned()).filter(|n| !n.is_empty());
-    std::env::var("HOSTNAME").ok().filter(|n| !n.is_empty()).or_else(|| read("/etc/hostname")).unwrap_or_else(|| "0".into())
+    std::env::var("HOSTNAME")
+        .ok()
+        .filter(|n| !n.is_empty())
+        .or_else(|| read("/etc/hostname"))
+        .unwrap_or_else(|| "0".into())
 }
 
 /// Compiles everything. Every fault of every file is in the error.
@@ -241,13 +261,10 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
         ..stream::Settings::default()
     };
     let compiler = stream::Compiler::new(Arc::clone(&telemetry::schema::SCHEMA), &stream);
-    let mut metrics = Vec::new();
-    match stream::parse_metrics(texts.metrics.iter().map(|(n, t)| (n.as_str(), t.as_str())), &compiler) {
-        (all, errors) => {
-            metrics.extend(all.into_iter().map(Arc::new));
-            errors.iter().for_each(|e| fault(e));
-        }
-    }
+    let (metrics, errors) =
+        stream::parse_metrics(texts.metrics.iter().map(|(n, t)| (n.as_str(), t.as_str())), &compiler);
+    errors.iter().for_each(|e| fault(e));
+    let metrics: Vec<Arc<stream::Metric>> = metrics.into_iter().map(Arc::new).collect();
     let thresholds = crate::pipeline::judge::prepare(&texts.thresholds.1);
     if let Err(e) = &thresholds {
         fault(e);
@@ -272,8 +289,10 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     };
     let mut findings = Vec::new();
     if let Some(set) = &policies {
-        let known: Vec<(String, Scope, bool)> =
-            metrics.iter().map(|m: &Arc<stream::Metric>| (m.name.clone(), scope_of(m.scope), m.query.early())).collect();
+        let known: Vec<(String, Scope, bool)> = metrics
+            .iter()
+            .map(|m: &Arc<stream::Metric>| (m.name.clone(), scope_of(m.scope), m.query.early()))
+            .collect();
         findings = policy::check(set, &known, false);
         findings.iter().filter(|f| f.severity == Severity::Error).for_each(|f| fault(f));
     }

@@ -1,50 +1,81 @@
-//! The core with its figures counted, and the shell's events as metrics, health and logs.
+//! A partition whose steps are counted.
 //!
 //! Counting stands outside the core, so the core stays a function of its input; steps run again after a restart are not
 //! counted twice.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::clock::{Micros, Wall};
 use crate::decide::records::{AlertStatus, Decision, Kind};
-use crate::kafka::core::{Core, CoreError, StateChange, StepInput, StepOutput, Topic};
-use crate::kafka::status::LogObserver;
-use crate::kafka::{Event, Observer};
-use crate::metrics::Metrics;
+use crate::kafka::core::{Core, CoreError, Input, StateChange, StepInput, StepOutput};
 use crate::metrics::labels::{self, Label};
+use crate::metrics::{Held, Metrics};
 use crate::pipeline::{Partition, Step};
-use crate::serve::Health;
-use crate::serve::health::{Owned, STARTING};
+
+/// How often a partition says what it holds.
+const GAUGE_EVERY: Duration = Duration::from_secs(1);
+
+/// What the partitions of a process count into.
+pub(super) struct Counting {
+    metrics: Arc<Metrics>,
+    /// The metrics in order.
+    names: Vec<String>,
+    /// Policies in force that no limit set holds so far, by (tenant, id).
+    unmatched: Mutex<BTreeSet<(Arc<str>, Arc<str>)>>,
+}
+
+impl Counting {
+    /// `names` are the metrics in order, `policies` those in force by (tenant, id).
+    pub(super) fn new(metrics: Arc<Metrics>, names: Vec<String>, policies: BTreeSet<(Arc<str>, Arc<str>)>) -> Self {
+        metrics.unmatched_policies.set(i64::try_from(policies.len()).unwrap_or(i64::MAX));
+        Self { metrics, names, unmatched: Mutex::new(policies) }
+    }
+}
 
 /// A partition whose steps are counted.
 pub(super) struct Metered {
+    number: i32,
     partition: Partition,
-    metrics: Arc<Metrics>,
-    names: Vec<String>,
+    counting: Arc<Counting>,
+    gauged: Option<Instant>,
+    /// Limit sets looked at for the policies they hold.
+    sets: usize,
+}
+
+fn input_label(input: Input) -> labels::Input {
+    match input {
+        Input::Commands => labels::Input::Commands,
+        Input::Outcomes => labels::Input::Outcomes,
+        Input::Telemetry => labels::Input::Telemetry,
+        Input::Repartition => labels::Input::Repartition,
+    }
 }
 
 impl Metered {
-    /// Wraps a partition; `names` are its metrics in order.
-    pub(super) fn new(partition: Partition, metrics: Arc<Metrics>, names: Vec<String>) -> Self {
-        Self { partition, metrics, names }
+    /// Wraps partition `number`.
+    pub(super) fn new(number: i32, partition: Partition, counting: Arc<Counting>) -> Self {
+        Self { number, partition, counting, gauged: None, sets: 0 }
+    }
+
+    fn count_input(&self, input: &StepInput<'_>) {
+        let m = &self.counting.metrics;
+        for batch in &input.inputs {
+            let length = |field: Option<&[u8]>| field.map_or(0, |f| f.len() as u64);
+            let bytes = batch.records.iter().map(|r| length(r.key) + length(r.payload)).sum();
+            m.input_records.get(input_label(batch.input)).inc_by(batch.records.len() as u64);
+            m.input_bytes.get(input_label(batch.input)).inc_by(bytes);
+        }
     }
 
     fn count(&self, step: &Step) {
-        let m = &self.metrics;
-        for (input, records) in [
-            (labels::Input::Commands, step.counts.records[0]),
-            (labels::Input::Outcomes, step.counts.records[1]),
-            (labels::Input::Telemetry, step.counts.records[2]),
-            (labels::Input::Repartition, step.counts.records[3]),
-        ] {
-            m.input_records.get(input).inc_by(records);
-        }
+        let m = &self.counting.metrics;
         m.decoded.inc_by(step.counts.decoded);
         m.duplicates.inc_by(step.counts.duplicates);
         m.rekeyed.inc_by(step.rekeyed.len() as u64);
         m.uncovered_events.inc_by(step.counts.uncovered);
-        for (query, name) in self.names.iter().enumerate() {
+        for (query, name) in self.counting.names.iter().enumerate() {
             let of = |counts: &[u64]| counts.get(query).copied().unwrap_or(0);
             m.late_rows.get(name).inc_by(of(&step.counts.late));
             m.windows_closed.get(name).inc_by(of(&step.counts.closed));
@@ -56,62 +87,80 @@ impl Metered {
             }
         }
         for decision in &step.decisions {
-            self.count_decision(decision);
+            count_decision(m, decision);
         }
     }
 
-    fn count_decision(&self, decision: &Decision) {
-        let m = &self.metrics;
-        match decision {
-            Decision::Signal(s) => {
-                let kind = match s.kind {
-                    Kind::Near => labels::SignalKind::Near,
-                    Kind::Breach => labels::SignalKind::Breach,
-                    Kind::Resolved => labels::SignalKind::Resolved,
-                };
-                if let Some(mode) = labels::Mode::parse(&s.mode) {
-                    m.signals.get(kind, mode).inc();
-                }
-                if s.kind != Kind::Resolved {
-                    Metrics::observe(&m.event_to_decision, s.decided_at.saturating_sub(s.event_time).max(0));
-                }
-            }
-            Decision::Alert(a) => {
-                let status = match a.status {
-                    AlertStatus::Open => labels::AlertStatus::Open,
-                    AlertStatus::Updated => labels::AlertStatus::Updated,
-                    AlertStatus::Resolved => labels::AlertStatus::Resolved,
-                };
-                m.alerts.get(status).inc();
-            }
-            Decision::Intervention(i) => {
-                if let Some(kind) = labels::InterventionType::parse(&i.kind).filter(|_| i.revision == 1) {
-                    m.interventions.get(kind, labels::Effect::Enforced).inc();
-                }
-            }
-            Decision::Audit(a) => {
-                m.audit.inc();
-                let would = a.after.get("would").and_then(serde_json::Value::as_str).unwrap_or_default();
-                if let Some(kind) = labels::InterventionType::parse(would) {
-                    m.interventions.get(kind, labels::Effect::Shadow).inc();
-                }
-            }
-            Decision::CommandResult(_) => {}
+    /// Takes the policies of new limit sets from those that matched nothing.
+    fn match_policies(&mut self) {
+        let new = self.partition.limits().sets().get(self.sets..).unwrap_or_default();
+        if new.is_empty() {
+            return;
         }
+        let mut unmatched = self.counting.unmatched.lock().unwrap_or_else(PoisonError::into_inner);
+        for limit in new.iter().flat_map(|set| &set.limits) {
+            unmatched.retain(|(tenant, id)| {
+                let same = *tenant == limit.policy_tenant && *id == limit.policy_id;
+                !same && limit.contributors.iter().all(|c| c.policy_id != *id)
+            });
+        }
+        self.counting.metrics.unmatched_policies.set(i64::try_from(unmatched.len()).unwrap_or(i64::MAX));
+        drop(unmatched);
+        self.sets = self.partition.limits().sets().len();
     }
 
-    fn gauge(&self) {
+    fn gauge(&mut self) {
+        self.gauged = Some(Instant::now());
         let stats = self.partition.windows().stats();
-        self.metrics.live_keys.set(i64::try_from(stats.keys).unwrap_or(i64::MAX));
-        self.metrics.state_bytes.set(i64::try_from(stats.state_bytes).unwrap_or(i64::MAX));
-        for (query, name) in self.names.iter().enumerate() {
-            let open = stats.queries.get(query).map_or(0, |q| q.open);
-            self.metrics.windows_open.get(name).set(i64::try_from(open).unwrap_or(i64::MAX));
-        }
+        let names = self.counting.names.iter().zip(&stats.queries);
         let lowest = self.partition.windows().watermarks().map(|(_, watermark, _)| watermark).min();
-        if let Some(lowest) = lowest.filter(|w| *w > Micros::MIN && *w < Micros::MAX) {
-            self.metrics.set_watermark_age(Wall::now().0.saturating_sub(lowest));
+        let lowest = lowest.filter(|w| *w > Micros::MIN && *w < Micros::MAX);
+        let held = Held {
+            keys: stats.keys as u64,
+            state_bytes: stats.state_bytes as u64,
+            open_windows: names.map(|(name, query)| (name.clone(), query.open as u64)).collect(),
+            watermark_age: lowest.map(|w| Wall::now().0.saturating_sub(w)),
+        };
+        self.counting.metrics.hold(self.number, held);
+    }
+}
+
+fn count_decision(m: &Metrics, decision: &Decision) {
+    match decision {
+        Decision::Signal(s) => {
+            let kind = match s.kind {
+                Kind::Near => labels::SignalKind::Near,
+                Kind::Breach => labels::SignalKind::Breach,
+                Kind::Resolved => labels::SignalKind::Resolved,
+            };
+            if let Some(mode) = labels::Mode::parse(&s.mode) {
+                m.signals.get(kind, mode).inc();
+            }
+            if s.kind != Kind::Resolved {
+                Metrics::observe(&m.event_to_decision, s.decided_at.saturating_sub(s.event_time).max(0));
+            }
         }
+        Decision::Alert(a) => {
+            let status = match a.status {
+                AlertStatus::Open => labels::AlertStatus::Open,
+                AlertStatus::Updated => labels::AlertStatus::Updated,
+                AlertStatus::Resolved => labels::AlertStatus::Resolved,
+            };
+            m.alerts.get(status).inc();
+        }
+        Decision::Intervention(i) => {
+            if let Some(kind) = labels::InterventionType::parse(&i.kind).filter(|_| i.revision == 1) {
+                m.interventions.get(kind, labels::Effect::Enforced).inc();
+            }
+        }
+        Decision::Audit(a) => {
+            m.audit.inc();
+            let would = a.after.get("would").and_then(serde_json::Value::as_str).unwrap_or_default();
+            if let Some(kind) = labels::InterventionType::parse(would) {
+                m.interventions.get(kind, labels::Effect::Shadow).inc();
+            }
+        }
+        Decision::CommandResult(_) => {}
     }
 }
 
@@ -123,14 +172,18 @@ impl Core for Metered {
     fn step(&mut self, input: &StepInput<'_>) -> Result<StepOutput, CoreError> {
         let step = self.partition.advance(input)?;
         if !input.replaying {
+            self.count_input(input);
             self.count(&step);
+        }
+        self.match_policies();
+        if !input.replaying && self.gauged.is_none_or(|at| at.elapsed() >= GAUGE_EVERY) {
+            self.gauge();
         }
         self.partition.encode(&step)
     }
 
     fn take_changes(&mut self) -> Vec<StateChange> {
         let changes = self.partition.take_changes();
-        self.metrics.checkpoint_records.inc_by(changes.len() as u64);
         self.gauge();
         changes
     }
@@ -144,7 +197,7 @@ impl Core for Metered {
     }
 
     fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), CoreError> {
-        self.metrics.restored_records.inc();
+        self.counting.metrics.restored_records.inc();
         self.partition.restore(key, value)
     }
 
@@ -152,104 +205,11 @@ impl Core for Metered {
         self.partition.restored()
     }
 
+    fn history_gone(&mut self, reason: &str) {
+        self.partition.history_gone(reason);
+    }
+
     fn next_deadline(&self) -> Option<Wall> {
         self.partition.next_deadline()
-    }
-}
-
-/// Shell events as metrics, health and log lines.
-pub(super) struct Watching {
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    restoring: AtomicU64,
-    log: LogObserver,
-}
-
-/// Reason codes of `/readyz`.
-const KAFKA: &str = "kafka";
-const RESTORING: &str = "restoring";
-
-impl Watching {
-    /// Feeds these.
-    pub(super) fn new(metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
-        Self { metrics, health, restoring: AtomicU64::new(0), log: LogObserver }
-    }
-
-    fn restored(&self) {
-        if self.restoring.load(Ordering::Relaxed) == 0 {
-            self.health.ready(RESTORING);
-            self.health.ready(STARTING);
-        }
-    }
-}
-
-fn duration(d: std::time::Duration) -> Micros {
-    Micros::try_from(d.as_micros()).unwrap_or(Micros::MAX)
-}
-
-impl Observer for Watching {
-    fn on(&self, event: Event<'_>) {
-        let m = &self.metrics;
-        match &event {
-            Event::Waiting { reason } => self.health.not_ready(KAFKA, *reason),
-            Event::Connected => self.health.ready(KAFKA),
-            Event::Assigned(partitions) => {
-                for partition in *partitions {
-                    self.restoring.fetch_add(1, Ordering::Relaxed);
-                    self.health.set_partition(*partition, Owned { lag: None, restoring: true });
-                }
-                if partitions.is_empty() {
-                    self.restored();
-                } else {
-                    self.health.not_ready(RESTORING, format!("{} partitions", partitions.len()));
-                }
-            }
-            Event::Revoked { partitions, .. } => {
-                for partition in *partitions {
-                    self.health.forget_partition(*partition);
-                    m.lag.forget(*partition);
-                }
-            }
-            Event::Restored { partition, took, steps, .. } => {
-                let left = self.restoring.load(Ordering::Relaxed).saturating_sub(1);
-                self.restoring.store(left, Ordering::Relaxed);
-                self.health.set_partition(*partition, Owned { lag: None, restoring: false });
-                Metrics::observe(&m.restore_duration, duration(*took));
-                m.replayed_steps.inc_by(*steps);
-                self.restored();
-            }
-            Event::ReplayMismatch { .. } => m.replay_mismatches.inc(),
-            Event::Stepped { took, .. } => {
-                m.steps.inc();
-                Metrics::observe(&m.step_duration, duration(*took));
-                self.health.beat(Wall::now());
-            }
-            Event::Committed(committed) => {
-                m.transactions.get(labels::TransactionOutcome::Committed).inc();
-                m.checkpoint_bytes.inc_by(committed.checkpoint_bytes as u64);
-                for topic in Topic::ALL {
-                    if let Some(label) = labels::Output::parse(topic.key()) {
-                        m.output_records.get(label).inc_by(committed.records_out[topic as usize]);
-                    }
-                }
-                if committed.oldest > 0 {
-                    Metrics::observe(&m.event_to_commit, committed.at.0.saturating_sub(committed.oldest).max(0));
-                }
-                self.health.beat(committed.at);
-            }
-            Event::Aborted { .. } => {
-                m.transactions.get(labels::TransactionOutcome::Aborted).inc();
-                m.transactions.get(labels::TransactionOutcome::Resent).inc();
-            }
-            Event::Rebuilding { fenced, .. } => {
-                m.restarts.inc();
-                self.restoring.store(0, Ordering::Relaxed);
-                if *fenced {
-                    m.transactions.get(labels::TransactionOutcome::Fenced).inc();
-                }
-            }
-            _ => {}
-        }
-        self.log.on(event);
     }
 }

@@ -12,6 +12,7 @@ mod run;
 mod service;
 mod simulate;
 mod topics;
+mod watching;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,13 +21,19 @@ use clap::{Parser, Subcommand};
 
 /// Holds LLM runs within their limits: windowed SQL over run telemetry from Kafka, decided exactly once.
 #[derive(Debug, Parser)]
-#[command(name = "runwarden", version, about, max_term_width = 110, after_help = "\
+#[command(
+    name = "runwarden",
+    version,
+    about,
+    max_term_width = 110,
+    after_help = "\
 Start here:
   runwarden demo                       see limits caught, with no broker and no set-up
   runwarden check                      compile every query and policy, and learn where they are wrong
   runwarden simulate --policies config/policies --telemetry events.jsonl --out out
                                        what these policies would have done on recorded telemetry
-  runwarden run                        the sidecar itself, on the Kafka of config/runwarden.toml")]
+  runwarden run                        the sidecar itself, on the Kafka of config/runwarden.toml"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -52,8 +59,12 @@ enum Command {
 #[derive(Debug, clap::Args)]
 pub struct ConfigArgument {
     /// Configuration file; RUNWARDEN_SECTION__KEY in the environment overrides its keys
-    #[arg(long, value_name = "FILE", long_help = "Configuration file. Without it config/runwarden.toml is read if it exists, \
-        else the defaults hold. RUNWARDEN_SECTION__KEY in the environment overrides its keys.")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        long_help = "Configuration file. Without it config/runwarden.toml is read if it exists, \
+        else the defaults hold. RUNWARDEN_SECTION__KEY in the environment overrides its keys."
+    )]
     config: Option<PathBuf>,
 }
 
@@ -68,9 +79,9 @@ struct DemoArguments {
     /// Stop by itself after this long (30s, 2m); without it: until Ctrl-C
     #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
     length: Option<std::time::Duration>,
-    /// HTTP listener of the demo; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
-    listen: std::net::SocketAddr,
+    /// HTTP listener of the demo; port 0 takes a free one. Default: 127.0.0.1:8080, or a free port where that is taken
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<std::net::SocketAddr>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -7,8 +7,8 @@ use crate::cli::simulate::progress;
 use crate::cli::{Failure, ReplayArguments};
 use crate::clock::Micros;
 use crate::kafka::ClientSettings;
-use crate::kafka::produce::{Producer, Send};
 use crate::kafka::core::Input;
+use crate::kafka::produce::{Producer, Send};
 use crate::telemetry::files::{Files, Payload};
 use crate::telemetry::parse_time;
 
@@ -45,8 +45,7 @@ pub(super) fn main(arguments: &ReplayArguments) -> Result<ExitCode, Failure> {
         let event: Option<serde_json::Value> = serde_json::from_slice(payload).ok();
         pace.wait(event.as_ref().and_then(time_of));
         let key = event.as_ref().and_then(|e| key_of(e, arguments.key));
-        let record =
-            Send { topic: &arguments.topic, key: key.as_deref(), payload: Some(payload), ..Send::default() };
+        let record = Send { topic: &arguments.topic, key: key.as_deref(), payload: Some(payload), ..Send::default() };
         producer.send_record(record).map_err(Failure::reach)?;
         sent += 1;
         if sent % 1024 == 0 {

@@ -1,10 +1,9 @@
 //! `runwarden run`: the sidecar.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cli::service::{Service, Signals};
+use crate::cli::service::{self, Service, Signals};
 use crate::cli::{Failure, RunArguments, load};
 use crate::kafka::{Ended, Error};
 
@@ -27,8 +26,9 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         loaded.settings.future_at = Some(crate::clock::Wall::now());
     }
     let signals = Signals::install()?;
-    let service = Service::start(Arc::new(loaded.settings), shell, config.http, &format!("{:012x}", config.digest()))?;
-    tracing::info!(address = %service.address, snapshot = loaded.policies.policies().len(), "runwarden is up");
+    let policies = loaded.policies.policies().len();
+    let service = Service::start(loaded, shell, service::listen(config.http)?, &format!("{:012x}", config.digest()))?;
+    tracing::info!(address = %service.address, policies, "runwarden is up");
     let outcome = loop {
         if let Some(outcome) = service.wait(LOOK) {
             break outcome;

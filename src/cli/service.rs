@@ -11,14 +11,21 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cli::Failure;
-use crate::cli::metered::{Metered, Watching};
+use crate::cli::load::Loaded;
+use crate::cli::metered::{Counting, Metered};
+use crate::cli::watching::{Sampler, Watching};
 use crate::clock::Wall;
 use crate::kafka::core::Core;
 use crate::kafka::{CoreFactory, Ended, Error, Handle, Shell, ShellConfig};
 use crate::metrics::Metrics;
-use crate::pipeline::{Own, Partition, Settings};
+use crate::pipeline::{Own, Partition};
 use crate::serve::Health;
 use crate::serve::http::{self, Views};
+
+/// How often liveness and readiness follow the shell's status.
+const BEAT: Duration = Duration::from_millis(100);
+/// Lag and counters follow every so many beats.
+const SAMPLE: u32 = 10;
 
 /// A running sidecar.
 pub(super) struct Service {
@@ -28,31 +35,35 @@ pub(super) struct Service {
     pub(super) address: SocketAddr,
     shell: Handle,
     ended: Receiver<Result<Ended, Error>>,
-    http: Option<(watch::Sender<bool>, JoinHandle<()>)>,
+    http: Option<Http>,
+    sampler: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Service {
-    /// Starts everything.
+    /// Starts everything: HTTP on `listener`, then the shell.
     pub(super) fn start(
-        settings: Arc<Settings>,
+        loaded: Loaded,
         shell: ShellConfig,
-        listen: SocketAddr,
+        listener: std::net::TcpListener,
         config_hash: &str,
     ) -> Result<Self, Failure> {
+        let in_force = loaded.in_force();
+        let settings = Arc::new(loaded.settings);
         let names: Vec<String> = settings.metrics.iter().map(|m| m.name.clone()).collect();
         let labels: Vec<&str> = names.iter().map(String::as_str).collect();
         let metrics = Arc::new(Metrics::register(&Registry::new(), &labels).map_err(Failure::invalid)?);
         metrics.set_config_hash(config_hash);
         let health = Arc::new(Health::new(Wall::now()));
-        let (address, http) = serve(listen, Views::new(Arc::clone(&health), Arc::clone(&metrics), Wall::now))?;
-        let counted = Arc::clone(&metrics);
+        let (address, http) = serve(listener, Views::new(Arc::clone(&health), Arc::clone(&metrics), Wall::now))?;
+        let counting = Arc::new(Counting::new(Arc::clone(&metrics), names, in_force));
         let factory: CoreFactory = Arc::new(move |partition, partitions| {
             let core = Partition::new(Arc::clone(&settings), Own { partition, partitions })?;
-            Ok(Box::new(Metered::new(core, Arc::clone(&counted), names.clone())) as Box<dyn Core>)
+            Ok(Box::new(Metered::new(partition, core, Arc::clone(&counting))) as Box<dyn Core>)
         });
-        let observer = Arc::new(Watching::new(Arc::clone(&metrics), health));
+        let observer = Arc::new(Watching::new(Arc::clone(&metrics), Arc::clone(&health)));
         let shell = Shell::new(shell, factory, observer);
         let handle = shell.handle();
+        let sampler = sample(Sampler::new(handle.status(), Arc::clone(&metrics), health))?;
         let (sender, ended) = mpsc::channel();
         std::thread::Builder::new()
             .name("kafka".into())
@@ -63,7 +74,7 @@ impl Service {
                 }
             })
             .map_err(Failure::reach)?;
-        Ok(Self { metrics, address, shell: handle, ended, http: Some(http) })
+        Ok(Self { metrics, address, shell: handle, ended, http: Some(http), sampler: Some(sampler) })
     }
 
     /// Waits for the shell to end by itself, at most `within`. `None`: it goes on.
@@ -81,36 +92,66 @@ impl Service {
         // the shell keeps its own deadline; the second on top is for its clients to close
         self.wait(within + Duration::from_secs(1)).unwrap_or(Ok(Ended::Abandoned))
     }
-
-    /// The shell's status.
-    pub(super) fn status(&self) -> Arc<crate::kafka::Status> {
-        self.shell.status()
-    }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        if let Some((stop, thread)) = self.http.take() {
+        // the sampler ends when its sender is gone
+        let sampler = self.sampler.take().map(|(stop, thread)| {
+            drop(stop);
+            thread
+        });
+        let http = self.http.take().map(|(stop, thread)| {
             if stop.send(true).is_err() {
                 tracing::debug!("HTTP had ended before");
             }
+            thread
+        });
+        for thread in [sampler, http].into_iter().flatten() {
             if thread.join().is_err() {
-                tracing::error!("the HTTP thread panicked");
+                tracing::error!("a thread of the service panicked");
             }
         }
     }
 }
 
+fn sample(mut sampler: Sampler) -> Result<(mpsc::Sender<()>, JoinHandle<()>), Failure> {
+    let (stop, stopped) = mpsc::channel();
+    let thread = std::thread::Builder::new()
+        .name("sampler".into())
+        .spawn(move || {
+            for beat in 0u32.. {
+                sampler.beat();
+                if beat.is_multiple_of(SAMPLE) {
+                    sampler.sample();
+                }
+                if stopped.recv_timeout(BEAT) != Err(RecvTimeoutError::Timeout) {
+                    break;
+                }
+            }
+        })
+        .map_err(Failure::reach)?;
+    Ok((stop, thread))
+}
+
 type Http = (watch::Sender<bool>, JoinHandle<()>);
 
-fn serve(listen: SocketAddr, views: Views) -> Result<(SocketAddr, Http), Failure> {
+/// Takes the address for HTTP.
+pub(super) fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Failure> {
+    std::net::TcpListener::bind(address)
+        .map_err(|e| Failure::Reach(format!("cannot listen on {address}: {e}; choose another with [http] listen")))
+}
+
+fn serve(listener: std::net::TcpListener, views: Views) -> Result<(SocketAddr, Http), Failure> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("http").build();
     let runtime = runtime.map_err(Failure::reach)?;
-    let listener = runtime
-        .block_on(TcpListener::bind(listen))
-        .map_err(|e| Failure::Reach(format!("cannot listen on {listen}: {e}; choose another with [http] listen")))?;
+    listener.set_nonblocking(true).map_err(Failure::reach)?;
     let address = listener.local_addr().map_err(Failure::reach)?;
+    let listener = {
+        let _inside = runtime.enter();
+        TcpListener::from_std(listener).map_err(Failure::reach)?
+    };
     let (stop, stopped) = watch::channel(false);
     let thread = std::thread::Builder::new()
         .name("http-main".into())
@@ -130,8 +171,9 @@ impl Signals {
     /// Takes over SIGINT and SIGTERM; a third one ends the process at once.
     pub(super) fn install() -> Result<Self, Failure> {
         let count = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])
-            .map_err(Failure::reach)?;
+        let mut signals =
+            signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])
+                .map_err(Failure::reach)?;
         let counted = Arc::clone(&count);
         std::thread::Builder::new()
             .name("signals".into())
@@ -151,3 +193,6 @@ impl Signals {
         self.0.load(std::sync::atomic::Ordering::SeqCst) > 0
     }
 }
+
+#[cfg(test)]
+mod tests;

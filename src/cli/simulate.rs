@@ -18,9 +18,9 @@ use crate::cli::load::{self, Loaded};
 use crate::cli::{Failure, SimulateArguments};
 use crate::clock::Wall;
 use crate::decide::records::{Decision, Kind, Place, Signal};
+use crate::kafka::core::Input;
 use crate::pipeline::simulate::{Report, Simulation};
 use crate::policy::Amount;
-use crate::kafka::core::Input;
 use crate::telemetry::files::{Files, Payload};
 
 /// Records handed to the core at once.
@@ -295,7 +295,13 @@ fn diff(first: &Report, second: &Report) -> Value {
     let about = |report: &Report| -> BTreeMap<About, Option<Amount>> {
         let one = |d: &Decision| match d {
             Decision::Signal(s) => Some((
-                ("signal".into(), s.kind.as_str().to_owned(), s.metric.clone(), s.scope.id.clone(), s.tenant_id.clone()),
+                (
+                    "signal".into(),
+                    s.kind.as_str().to_owned(),
+                    s.metric.clone(),
+                    s.scope.id.clone(),
+                    s.tenant_id.clone(),
+                ),
                 s.value,
             )),
             Decision::Intervention(i) => Some((
@@ -340,12 +346,20 @@ fn table(summary: &Summary) -> String {
     line("shadow", counts(&summary.shadow));
     if !summary.policies.is_empty() {
         let width = summary.policies.keys().map(String::len).max().unwrap_or(0).max(6);
-        writeln!(text, "\n{:<width$}  {:>6} {:>7} {:>9} {:>13} {:>12}", "policy", "NEAR", "BREACH", "RESOLVED", "interventions", "lead seconds")
-            .unwrap_or_default();
+        writeln!(
+            text,
+            "\n{:<width$}  {:>6} {:>7} {:>9} {:>13} {:>12}",
+            "policy", "NEAR", "BREACH", "RESOLVED", "interventions", "lead seconds"
+        )
+        .unwrap_or_default();
         for (id, p) in &summary.policies {
             let lead = p.lead_seconds.map_or("-".to_owned(), |s| format!("{s:.1}"));
-            writeln!(text, "{id:<width$}  {:>6} {:>7} {:>9} {:>13} {lead:>12}", p.near, p.breach, p.resolved, p.interventions)
-                .unwrap_or_default();
+            writeln!(
+                text,
+                "{id:<width$}  {:>6} {:>7} {:>9} {:>13} {lead:>12}",
+                p.near, p.breach, p.resolved, p.interventions
+            )
+            .unwrap_or_default();
         }
     }
     text

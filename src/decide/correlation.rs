@@ -94,6 +94,7 @@ fn settings() -> Settings {
 }
 
 /// Compiles `queries/decide/correlation.sql`.
+#[expect(clippy::result_large_err, reason = "compiling is rare and its caller prints the whole error")]
 pub fn compile(sql: &str) -> Result<Arc<Query>, stream::CompileError> {
     let query = Compiler::new(member_schema(), &settings()).compile("correlation", sql)?;
     let schema = query.output_schema();

@@ -134,6 +134,8 @@ pub struct Places {
     pub http: String,
     /// Bootstrap address of the in-process broker.
     pub brokers: String,
+    /// Something to know about them.
+    pub note: Option<String>,
 }
 
 /// How a frame is drawn.
@@ -158,6 +160,9 @@ pub fn render(view: &View, places: &Places, style: Style) -> String {
     let mut out = Frame { text: String::new(), style };
     let c = &view.counts;
     out.line("1", &format!("runwarden demo · {} · {}", clock(view.elapsed), places.http));
+    if let Some(note) = &places.note {
+        out.line("90", note);
+    }
     out.line(
         "",
         &format!(
@@ -286,9 +291,10 @@ pub fn summary(view: &View) -> String {
 
 /// Where to look while the demo runs.
 pub fn guide(places: &Places) -> String {
-    let Places { http, brokers } = places;
+    let Places { http, brokers, note } = places;
+    let note = note.as_deref().map(|note| format!("{note}\n")).unwrap_or_default();
     format!(
-        "\nwhere to look while it runs
+        "\n{note}where to look while it runs
   status page   {http}/
   metrics       {http}/metrics
   readiness     {http}/readyz

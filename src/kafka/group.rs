@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rdkafka::bindings;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
@@ -58,6 +59,28 @@ impl Group {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The generation (member epoch) of a group's member; 0 or less before the group has answered.
+///
+/// With KIP-848 a member that gets no partition hears of no rebalance at all: this is how it knows that it belongs.
+#[expect(unsafe_code, reason = "the generation of a consumer is not wrapped, and its getter not even bound")]
+pub(super) fn generation(consumer: &BaseConsumer<Group>) -> i32 {
+    unsafe extern "C" {
+        fn rd_kafka_consumer_group_metadata_generation_id(
+            metadata: *const bindings::rd_kafka_consumer_group_metadata_t,
+        ) -> i32;
+    }
+    // SAFETY: the client outlives the calls; the metadata is ours, checked, read once and destroyed once.
+    unsafe {
+        let metadata = bindings::rd_kafka_consumer_group_metadata(consumer.client().native_ptr());
+        if metadata.is_null() {
+            return -1;
+        }
+        let generation = rd_kafka_consumer_group_metadata_generation_id(metadata);
+        bindings::rd_kafka_consumer_group_metadata_destroy(metadata);
+        generation
+    }
 }
 
 impl ClientContext for Group {

@@ -235,8 +235,13 @@ impl Active {
                     });
                     InputBatch { input: *input, records: records.collect(), at_end }
                 });
-            let input =
-                StepInput { number: self.number + 1, now, inputs: inputs.collect(), replaying: false, finish: kind == StepKind::Finish };
+            let input = StepInput {
+                number: self.number + 1,
+                now,
+                inputs: inputs.collect(),
+                replaying: false,
+                finish: kind == StepKind::Finish,
+            };
             core.step(&input).map_err(StepFailed::Core)?
         };
         for (i, g) in gathered.iter().enumerate() {

@@ -447,7 +447,13 @@ impl Restore<'_> {
                 })
                 .collect(),
         });
-        let input = StepInput { number: step.number, now: step.now, inputs: inputs.collect(), replaying: true, finish: step.finish };
+        let input = StepInput {
+            number: step.number,
+            now: step.now,
+            inputs: inputs.collect(),
+            replaying: true,
+            finish: step.finish,
+        };
         let output = core.step(&input).map_err(|source| Error::Core { partition, source })?;
         self.steps += 1;
         self.plan.status.counters.replayed_steps.add(1);

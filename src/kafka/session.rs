@@ -21,7 +21,7 @@ use super::client::{Isolation, ShellConfig};
 use super::core::{Input, Topic};
 use super::deadletter;
 use super::errors::{Class, Error, classify, is_poison, is_transient};
-use super::group::{Change, Group};
+use super::group::{Change, Group, generation};
 use super::partition::{
     Active, Bounds, Cancel, Checkpoints, Feed, INPUTS, Owned, Pending, StepFailed, StepKind, Stepped,
 };
@@ -36,6 +36,10 @@ use super::{checkpoint, steps};
 const IDLE_WAIT: Duration = Duration::from_millis(10);
 /// Checkpoint bytes of a partition in one transaction; larger checkpoints go ahead of their mark, piece by piece.
 const CHECKPOINT_CHUNK: usize = 4 << 20;
+/// How often a member without partitions asks whether the group has answered.
+const MEMBERSHIP_LOOK: Duration = Duration::from_millis(100);
+/// Belonging to the group for so long without partitions means that there are none for us.
+const MEMBERSHIP_SETTLED: Duration = Duration::from_secs(1);
 /// Abortable failures in a row that are sent again before the clients are rebuilt.
 const MAX_ATTEMPTS: u32 = 10;
 /// The same while the group is rebalancing, when membership is stale.
@@ -85,6 +89,8 @@ pub(super) struct Session<'a> {
     consumer: Arc<BaseConsumer<Group>>,
     partitions: i32,
     joined: bool,
+    /// When the group was last asked whether we belong to it, and since when it says so.
+    membership: (Instant, Option<Instant>),
     /// The first uncommitted step.
     opened: Option<Instant>,
     urgent: bool,
@@ -147,6 +153,7 @@ impl<'a> Session<'a> {
             consumer: Arc::new(consumer),
             partitions,
             joined: false,
+            membership: (Instant::now(), None),
             opened: None,
             urgent: false,
             open_bytes: 0,
@@ -172,6 +179,7 @@ impl<'a> Session<'a> {
             }
             self.poll_group()?;
             self.serve_changes()?;
+            self.look_for_membership();
             self.serve_restored()?;
             let busy = self.step_all()?;
             self.writer.poll();
@@ -248,6 +256,21 @@ impl<'a> Session<'a> {
             self.publish_owned();
         }
         Ok(())
+    }
+
+    /// A member that gets no partition may never hear so: belonging for a while without any is an answer too.
+    fn look_for_membership(&mut self) {
+        let (looked, since) = &mut self.membership;
+        if self.joined || looked.elapsed() < MEMBERSHIP_LOOK {
+            return;
+        }
+        *looked = Instant::now();
+        if generation(&self.consumer) <= 0 {
+            *since = None;
+        } else if since.get_or_insert(*looked).elapsed() >= MEMBERSHIP_SETTLED {
+            self.joined = true;
+            self.publish_owned();
+        }
     }
 
     fn assigned(&mut self, partitions: &[i32]) -> Result<(), Failure> {
@@ -449,7 +472,7 @@ impl<'a> Session<'a> {
         let topics = &self.plan.config.topics;
         let Some(Owned::Active(active)) = self.owned.get_mut(&partition) else { return Ok(()) };
         let work = &mut active.work;
-        let expired = || self.control.expired();
+        let expired = || self.control.waited_out();
         while let Some(output) = work.outputs.get(work.sent) {
             let tag = Tag { partition, place: Place::Output(work.sent) };
             let alone = work.suspects.contains(&work.sent);
@@ -517,7 +540,7 @@ impl<'a> Session<'a> {
                 return Err(Failure::Rebuild { reason: "the consumer has no group".into(), fenced: false });
             };
             let control = Arc::clone(self.control);
-            match self.writer.commit(&offsets, &group, &|| control.expired()) {
+            match self.writer.commit(&offsets, &group, &|| control.waited_out()) {
                 Ok(()) => {
                     if self.config().is_mock() {
                         self.mirror(&offsets);
@@ -566,7 +589,7 @@ impl<'a> Session<'a> {
         self.plan.status.counters.transactions_aborted.add(1);
         self.plan.observer.on(Event::Aborted { reason });
         let control = Arc::clone(self.control);
-        let failures = self.writer.abort(&|| control.expired()).map_err(failure)?;
+        let failures = self.writer.abort(&|| control.waited_out()).map_err(failure)?;
         self.open_records = 0;
         for owned in self.owned.values_mut() {
             if let Owned::Active(active) = owned {
@@ -728,6 +751,7 @@ impl<'a> Session<'a> {
             if let Some(records) = work.checkpoint {
                 let bytes: usize = records.iter().map(|(k, v)| k.len() + v.as_ref().map_or(0, Vec::len)).sum();
                 event.checkpoint_bytes += bytes;
+                counters.checkpoint_records.add(records.len() as u64);
                 let checkpoints = &mut active.checkpoints;
                 if let Some(whole) = checkpoints.pending.take_if(|pending| pending.records.is_empty()) {
                     counters.checkpoints.add(1);

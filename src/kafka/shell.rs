@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
+use crate::clock::Wall;
+
 use super::client::ShellConfig;
 use super::core::{Core, CoreError};
 use super::errors::Error;
@@ -60,6 +62,12 @@ impl Control {
     pub(super) fn expired(&self) -> bool {
         let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
         deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// As [`Control::expired`], asked by calls that wait for the broker: the loop is alive meanwhile.
+    pub(super) fn waited_out(&self) -> bool {
+        self.status.heartbeat.store(Wall::now().0, Ordering::Relaxed);
+        self.expired()
     }
 
     pub(super) fn wake(&self) {

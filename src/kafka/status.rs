@@ -53,6 +53,7 @@ pub struct Counters {
     pub bytes_out: Counter,
     pub step_bytes: Counter,
     pub checkpoints: Counter,
+    pub checkpoint_records: Counter,
     pub checkpoint_bytes: Counter,
     pub restores: Counter,
     pub replayed_steps: Counter,

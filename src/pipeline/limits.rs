@@ -123,6 +123,11 @@ impl LimitSets {
         self.sets.get(number as usize)
     }
 
+    /// Every set so far, by number.
+    pub fn sets(&self) -> &[Arc<Set>] {
+        &self.sets
+    }
+
     /// Whether a limit's being active depends on the time.
     pub fn timed(&self) -> bool {
         self.snapshots.values().any(|s| s.has_active_windows())

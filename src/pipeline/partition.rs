@@ -245,6 +245,11 @@ impl Partition {
         &self.engine
     }
 
+    /// The limit sets, to look at.
+    pub fn limits(&self) -> &LimitSets {
+        &self.limits
+    }
+
     /// Wall time at which a step without input would close something.
     pub fn deadline(&self) -> Option<Wall> {
         let since = self.meta.end.since?;

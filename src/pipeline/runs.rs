@@ -85,6 +85,9 @@ pub enum Bound {
     Changed,
 }
 
+/// Tenant and run.
+pub type RunKey = (Box<str>, Box<str>);
+
 type Runs = HashMap<Box<str>, Run, FxBuildHasher>;
 
 /// All runs of a partition.
@@ -218,7 +221,7 @@ impl RunTable {
     }
 
     /// Runs changed since the last call; `None`: forgotten.
-    pub fn take_changes(&mut self) -> Vec<((Box<str>, Box<str>), Option<&Run>)> {
+    pub fn take_changes(&mut self) -> Vec<(RunKey, Option<&Run>)> {
         let dirty = std::mem::take(&mut self.dirty);
         dirty
             .into_iter()

@@ -95,6 +95,13 @@ impl Health {
         lock(&self.partitions).insert(partition, owned);
     }
 
+    /// Changes what is known of a partition, if it is owned.
+    pub fn update_partition(&self, partition: i32, change: impl FnOnce(&mut Owned)) {
+        if let Some(owned) = lock(&self.partitions).get_mut(&partition) {
+            change(owned);
+        }
+    }
+
     /// A partition was given up or lost.
     pub fn forget_partition(&self, partition: i32) {
         lock(&self.partitions).remove(&partition);
@@ -107,7 +114,7 @@ impl Health {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // every update is a single insert or remove: the map is whole even after a panic elsewhere
+    // every update is a single insert, remove or assignment: the map is whole even after a panic elsewhere
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -13,6 +13,7 @@ mod kafka_real;
 mod manual;
 mod observability;
 mod real_hour;
+mod sidecar;
 mod stream;
 mod support;
 mod telemetry;
