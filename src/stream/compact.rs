@@ -2,7 +2,7 @@
 //!
 //! Most of a checkpoint is small counts, sums and the pending rows of sessions; fixed-width encodings would be mostly zeros.
 
-use datafusion::arrow::array::{Array, ArrayData, ArrayRef, AsArray, BooleanArray, make_array};
+use datafusion::arrow::array::{Array, ArrayData, ArrayRef, AsArray, BooleanArray, Float64Array, make_array};
 use datafusion::arrow::buffer::{Buffer, MutableBuffer, NullBuffer};
 use datafusion::arrow::datatypes::DataType;
 use datafusion::arrow::row::{RowConverter, RowParser, SortField};
@@ -52,6 +52,26 @@ pub(super) enum Form {
     Float(usize),
     /// Anything else: row format with a length.
     Other(Box<(RowConverter, RowParser)>),
+}
+
+/// Tags from here on: a double that is a whole number of thousandths, or millionths; the length of the number is what is
+/// left of the tag.
+const SCALES: [(u8, f64); 2] = [(0x20, 1e3), (0x40, 1e6)];
+
+/// A double as few decimal digits, when dividing them gives back the same bits.
+fn decimal(cell: &[u8]) -> Option<(u8, u64)> {
+    let value = f64::from_le_bytes(*cell.as_array::<8>()?);
+    SCALES.into_iter().find_map(|(tag, scale)| {
+        let digits = (value * scale).round();
+        if digits.abs() >= 1e12 || digits.is_nan() {
+            return None;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "below 1e12")]
+        let digits = digits as i64;
+        #[expect(clippy::cast_precision_loss, reason = "below 1e12")]
+        let same = (digits as f64 / scale).to_bits() == value.to_bits();
+        same.then(|| (tag, zigzag(digits)))
+    })
 }
 
 /// Writes and reads values of one type.
@@ -106,6 +126,13 @@ impl Codec {
                         continue;
                     }
                     let mut wide = [0u8; 16];
+                    if let (DataType::Float64, Some((tag, digits))) = (&self.ty, decimal(cell)) {
+                        let bytes = digits.to_le_bytes();
+                        let n = bytes.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1);
+                        out.push(tag | (n as u8 + 1));
+                        out.extend_from_slice(&bytes[..n]);
+                        continue;
+                    }
                     if matches!(self.form, Form::Float(_)) {
                         // most significant first, so that the zeros of a short fraction come last
                         for (to, from) in wide.iter_mut().zip(cell.iter().rev()) {
@@ -151,7 +178,7 @@ impl Codec {
             }
             Form::Whole(w) | Form::Float(w) => {
                 let (tag, rest) = bytes.split_first()?;
-                let n = usize::from(*tag).saturating_sub(1);
+                let n = usize::from(*tag & 0x1f).saturating_sub(1);
                 if n > 16 {
                     return None;
                 }
@@ -159,6 +186,16 @@ impl Codec {
                 *bytes = rest;
                 let mut wide = [0u8; 16];
                 wide[..n].copy_from_slice(value);
+                if let Some((_, scale)) = SCALES.into_iter().find(|(t, _)| *t == *tag & !0x1f) {
+                    if self.ty != DataType::Float64 || n > 8 {
+                        return None;
+                    }
+                    let mut digits = [0u8; 8];
+                    digits.copy_from_slice(&wide[..8]);
+                    #[expect(clippy::cast_precision_loss, reason = "below 1e12")]
+                    let value = unzigzag(u64::from_le_bytes(digits)) as f64 / scale;
+                    return Some(std::sync::Arc::new(Float64Array::from(vec![value])));
+                }
                 let mut cell = MutableBuffer::with_capacity(*w);
                 if matches!(self.form, Form::Float(_)) {
                     wide[..*w].reverse();
@@ -191,7 +228,7 @@ impl Codec {
 pub(super) fn skip(form: u8, bytes: &mut &[u8]) -> Option<()> {
     let n = match form {
         0 => 1,
-        1 => usize::from(*bytes.first()?).max(1),
+        1 => usize::from(*bytes.first()? & 0x1f).max(1),
         _ => usize::try_from(varint(bytes)?).ok()?,
     };
     *bytes = bytes.get(n..)?;
@@ -211,7 +248,16 @@ mod tests {
         let arrays: Vec<ArrayRef> = vec![
             Arc::new(Int64Array::from(vec![Some(0), None, Some(-1), Some(i64::MAX), Some(i64::MIN), Some(300)])),
             Arc::new(UInt64Array::from(vec![Some(u64::MAX), None, Some(1)])),
-            Arc::new(Float64Array::from(vec![Some(0.5), None, Some(-0.0), Some(f64::NAN), Some(0.1), Some(f64::MIN)])),
+            Arc::new(Float64Array::from(vec![
+                Some(0.5),
+                None,
+                Some(-0.0),
+                Some(f64::NAN),
+                Some(0.1),
+                Some(f64::MIN),
+                Some(0.1 + 0.2),
+                Some(-12.345678),
+            ])),
             Arc::new(
                 Decimal128Array::from(vec![Some(i128::from(i64::MAX) * 9), None, Some(-7)])
                     .with_precision_and_scale(28, 9)

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use datafusion::arrow::datatypes::{Field, Schema, SchemaRef};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::{Column, DFSchema, DataFusionError, Result};
 use datafusion::config::Dialect;
 use datafusion::datasource::empty::EmptyTable;
@@ -156,6 +156,13 @@ impl Compiler {
             ));
         }
 
+        if let Some(key) = keys.iter().find(|k| matches!(k.ty, DataType::Dictionary(..))) {
+            return Err(reject(
+                "GROUP BY",
+                format!("the key `{}` is a dictionary", key.text),
+                "cast it to a plain type",
+            ));
+        }
         let aggregates = self.aggregates(&aggregate.aggr_expr, input_schema, &below)?;
         let aggregate_schema = Arc::new(aggregate.schema.as_arrow().clone());
         let key_only = |e: &Expr| e.column_refs().iter().all(|c| keys.iter().any(|k| k.text == c.flat_name()));
@@ -171,7 +178,7 @@ impl Compiler {
         let below_filters = self.conjuncts(below_filters)?;
         let between = self.conjuncts(between)?;
         let marker = assigned.marker.clone().map(|m| self.expression(m, base)).transpose()?;
-        if marker.as_ref().is_some_and(|m| m.ty != datafusion::arrow::datatypes::DataType::Boolean) {
+        if marker.as_ref().is_some_and(|m| m.ty != DataType::Boolean) {
             return Err(reject(
                 "FROM",
                 "the marker of session() is not a boolean",

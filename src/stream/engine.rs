@@ -211,8 +211,10 @@ impl Engine {
                 key_sets.len() - 1
             });
             let texts = |list: &[Expression]| list.iter().map(|e| e.text.as_str()).collect::<Vec<_>>().join("\u{1}");
+            // such a query looks at every window of a hop; it must not make others do so
+            let every = query.window_dependent && query.window.is_hop();
             let identity = format!(
-                "{set}\u{0}{:?}\u{0}{}\u{0}{}\u{0}{}",
+                "{set}\u{0}{every}\u{0}{:?}\u{0}{}\u{0}{}\u{0}{}",
                 query.window,
                 texts(&query.below),
                 texts(&query.between),
@@ -263,6 +265,9 @@ impl Engine {
             parts.extend(first.marker.iter().map(|m| format!("marker {}", m.text)));
             parts.extend(first.below.iter().map(|m| format!("below {}", m.text)));
             parts.extend(first.between.iter().map(|m| format!("between {}", m.text)));
+            if first.window_dependent && first.window.is_hop() {
+                parts.push("every".to_owned());
+            }
             let print = fingerprint(parts.iter().map(String::as_str));
             let pool = Pool::new(aggregates, self.settings.max_state_bytes_per_key);
             let store = match first.window {

@@ -1,9 +1,53 @@
 //! Incremental windowed SQL over Arrow.
 //!
 //! A [`Query`] is a SELECT with one windowed aggregation, compiled once by a [`Compiler`]. An [`Engine`] keeps the state of
-//! several queries and is pushed record batches in order; it answers with results before the close of a window (for queries
-//! whose value only rises), final results, and what was late. The same text also runs as a batch query
-//! ([`Query::run_batch`]), which is the oracle of the tests.
+//! several queries and is pushed record batches in order; it answers with results of windows still open (for queries whose
+//! value can only rise), final results when windows close, and what came too late. The same text also runs as a batch query
+//! ([`Query::run_batch`]), which is the oracle of the tests. The room knows nothing of where rows come from.
+//!
+//! ```sql
+//! SELECT tenant_id, run_id, window_start, window_end, sum(total_tokens) AS value
+//! FROM hop(telemetry, event_time, INTERVAL '10 seconds', INTERVAL '5 minutes')   -- slide, size
+//! GROUP BY tenant_id, run_id, window_start, window_end
+//! ```
+//!
+//! # Windows
+//! `tumble(t, time, size)` · `hop(t, time, slide, size)` · `session(t, time, gap)` · `session(t, time, gap, marker)`, a session
+//! that also ends at a row for which `marker` is true (its time included). As sugar the function may stand in GROUP BY:
+//! `FROM telemetry GROUP BY tenant_id, tumble(event_time, INTERVAL '1 minute')`. Windows are aligned to the Unix epoch in UTC
+//! and half open. Any DataFusion aggregate works, with FILTER and HAVING, and `quantile(x, q)` beside them: a
+//! mergeable sketch within 1 % of the value at rank ⌈q·n⌉. Refusals (joins, OVER, ORDER BY, DISTINCT, now(), …) say
+//! what to write instead ([`CompileError`]).
+//!
+//! # Time
+//! Each distinct value of the clock column has its own watermark: the highest event time seen so far, per row in order, minus
+//! the lateness. A row is late for a window that ends at or before the watermark at that row; for a session, also when its time
+//! is at or before watermark − gap or it would join a closed session. A row late for all its windows is reported
+//! ([`Late`]), one late for some is counted. [`Engine::advance`] moves a watermark without rows.
+//!
+//! # What never depends on how the input is cut into batches
+//! Final results with the row that closed them, late rows, traces, and the state itself, bit for bit: old state is merged
+//! first and rows are applied in order; panes and tree nodes are folded in time order; a batch is cut only before a row that
+//! would change a pane of a window that closed earlier in it. Results before the close ([`Output::early`]) are per sub-batch,
+//! and an upper bound of every value in it, except where a session was split: those groups are always traced.
+//!
+//! # How state is kept
+//! Queries with equal keys share one interning of keys per batch; queries with equal keys, window and filter share one store,
+//! in which equal aggregates exist once. A store keeps state per (key, pane) or per session in slots of plain columns.
+//! Checkpoints are keyed records of what changed ([`Engine::take_changes`]), restored by [`Engine::restore`].
+//!
+//! | file | what it decides |
+//! |---|---|
+//! | `sql`, `assign`, `flatten`, `compile` | text → expressions over the table and over the aggregate |
+//! | `monotone` | whether a value can only rise |
+//! | `window`, `time` | window arithmetic, watermarks |
+//! | `keys`, `columns`, `pool`, `native` | ids of keys, columns of state, folding |
+//! | `panes`, `tree` | tumble and hop; long windows |
+//! | `sessions` | sessions and run windows under disorder |
+//! | `engine`, `emit` | a push; HAVING and output columns |
+//! | `checkpoint`, `persist`, `compact` | what changed; records out and in |
+//! | `batch` | the same text as a batch query |
+//! | `metric` | metric files |
 
 use crate::clock::Micros;
 

@@ -51,6 +51,11 @@ impl Native {
         }
     }
 
+    /// Whether the order of rows cannot be told from the result (but for the sign of zero and NaN under max and min).
+    pub(super) fn commutes(self) -> bool {
+        !matches!(self, Self::Sum(Kind::Float))
+    }
+
     /// New cells for groups: from an old slot, or empty; then the rows.
     pub(super) fn update(self, cells: &mut Cells<'_>, read: &[u32], write: &[u32], rows: &Input<'_>) {
         match self {

@@ -109,6 +109,11 @@ impl Pool {
         Self { aggregates, evidence: Vec::new(), free: Vec::new(), capacity: 0, cap, capped: 0 }
     }
 
+    /// Whether rows may be applied in any order.
+    pub(super) fn commutes(&self) -> bool {
+        self.aggregates.iter().all(|a| a.native.is_some_and(Native::commutes))
+    }
+
     pub(super) fn alloc(&mut self) -> u32 {
         if let Some(slot) = self.free.pop() {
             self.evidence[slot as usize] = NOTHING;

@@ -80,18 +80,17 @@ impl Session {
         }
     }
 
-    /// Puts a row where it belongs: after what the watermark has passed, by time. Says whether that is the end.
-    fn insert(&mut self, item: Item, watermark: Micros) -> bool {
+    /// Puts a row where it belongs: after what the watermark has passed, by time. Says where that is.
+    fn insert(&mut self, item: Item, watermark: Micros) -> usize {
         self.seal(watermark);
         let at = if item.time <= watermark {
             self.sealed
         } else {
             self.sealed + self.items[self.sealed..].partition_point(|i| i.time <= item.time)
         };
-        let last = at == self.items.len();
         self.items.insert(at, item);
         self.seal(watermark);
-        last
+        at
     }
 
     /// Whether the total is the settled state itself.
@@ -137,6 +136,8 @@ struct Work {
     read: u32,
     write: u32,
     refold: bool,
+    /// The whole sequence is in a step.
+    listed: bool,
     /// A row fed the session, or its rows were arranged anew.
     changed: bool,
     /// Local index in the append update.
@@ -151,9 +152,18 @@ struct Step {
     group: u32,
     work: u32,
     window: (Micros, Micros),
-    /// The sequence after the row, when it was not simply appended.
-    items: Option<Vec<Item>>,
+    change: Change,
     fed: bool,
+}
+
+/// How a row changed its session's sequence.
+enum Change {
+    /// At the end, or anywhere when the order cannot be told from the states.
+    Append,
+    /// Into the middle, at an index.
+    Insert(usize, Item),
+    /// Anew: the whole sequence after the row.
+    Whole(Vec<Item>),
 }
 
 pub(super) struct SessionStore {
@@ -162,6 +172,8 @@ pub(super) struct SessionStore {
     pub(super) fingerprint: u64,
     pub(super) members: Vec<Member>,
     pub(super) pool: Pool,
+    /// Rows may be applied in any order: a row out of order needs no folding anew.
+    commutes: bool,
     marker: Option<usize>,
     between: Vec<usize>,
     /// Expressions whose values pending rows keep, and their types.
@@ -211,6 +223,7 @@ impl SessionStore {
             key_set: shape.key_set,
             fingerprint: shape.fingerprint,
             members,
+            commutes: pool.commutes(),
             pool,
             marker: shape.marker,
             between: shape.between,
@@ -323,7 +336,9 @@ impl SessionStore {
         }
         self.touch_group(group);
         let fed = !matches!(item.content, Content::Silent);
-        let (place, refold) = match (before, after) {
+        let copy = item.clone();
+        // where the row went; `None`: the sequence was made anew
+        let (place, at) = match (before, after) {
             (None, None) => {
                 // nearly every key has one session: no room for more
                 self.groups[group as usize].open.reserve_exact(1);
@@ -338,47 +353,55 @@ impl SessionStore {
                 };
                 self.groups[group as usize].open.insert(next, session);
                 self.sessions += 1;
-                (next, false)
+                (next, Some(0))
             }
             (Some(a), Some(b)) => {
                 self.absorb(group, a, b, watermark);
                 self.groups[group as usize].open[a].insert(item, watermark);
-                (a, true)
+                (a, None)
             }
             (None, Some(b)) => {
                 let s = &mut self.groups[group as usize].open[b];
                 s.start = time;
-                (b, !s.insert(item, watermark))
+                (b, Some(s.insert(item, watermark)))
             }
             (Some(a), None) => {
                 let s = &mut self.groups[group as usize].open[a];
                 if marks && time < s.last {
                     self.split_at(group, a, item, watermark, row, log);
-                    (a, true)
+                    (a, None)
                 } else {
-                    let last = s.insert(item, watermark);
+                    let at = s.insert(item, watermark);
                     s.last = s.last.max(time);
                     s.marked |= marks;
-                    (a, !last)
+                    (a, Some(at))
                 }
             }
         };
         let work = self.work(group, place, row);
         let s = &self.groups[group as usize].open[place];
         let window = (s.start, s.end(gap));
+        let last = at.is_some_and(|at| at + 1 == s.items.len());
+        let refold = at.is_none() || !(last || self.commutes);
         let w = &mut self.works[work as usize];
+        let known = w.listed;
         if fed || refold {
             w.last_row = row;
             w.changed = true;
         }
-        if refold {
-            w.refold = true;
-        } else if fed {
+        w.refold |= refold;
+        w.listed |= refold;
+        if !refold && fed {
             self.appended.push((row, work));
         }
-        if log && (fed || refold) {
-            let items = refold.then(|| s.items.clone());
-            self.steps.push(Step { row, group, work, window, items, fed });
+        // a sequence made anew once in this sub-batch is followed row by row from then on
+        if log && (fed || refold || known) {
+            let change = match at {
+                Some(at) if known => Change::Insert(at, copy),
+                Some(_) if !refold => Change::Append,
+                _ => Change::Whole(s.items.clone()),
+            };
+            self.steps.push(Step { row, group, work, window, change, fed: fed || refold });
         }
         self.arm(group, keys);
         true
@@ -409,6 +432,7 @@ impl SessionStore {
             write: NO_SLOT,
             refold: false,
             changed: false,
+            listed: false,
             local: NONE,
             last_row: row,
             old_evidence,
@@ -455,7 +479,7 @@ impl SessionStore {
         let start = rest.first().map_or(last, |i| i.time);
         let session = Session { start, last, marked, total: NO_SLOT, items: rest, sealed: 0, work: (0, 0) };
         let window = (start, session.end(gap));
-        let items = log.then(|| session.items.clone());
+        let items = session.items.clone();
         self.groups[group as usize].open.insert(a + 1, session);
         self.sessions += 1;
         let work = self.work(group, a + 1, row);
@@ -464,7 +488,8 @@ impl SessionStore {
         self.works[work as usize].last_row = row;
         if log {
             self.split.push(group);
-            self.steps.push(Step { row, group, work, window, items, fed: true });
+            self.works[work as usize].listed = true;
+            self.steps.push(Step { row, group, work, window, change: Change::Whole(items), fed: true });
         }
     }
 
@@ -799,6 +824,8 @@ impl SessionStore {
         let old = self.old.take();
         // one scratch slot per work; absent until the first step
         let mut temps: BTreeMap<u32, (u32, bool)> = BTreeMap::new();
+        // sequences followed row by row
+        let mut lists: BTreeMap<u32, Vec<Item>> = BTreeMap::new();
         let mut results: Vec<QueryRows> = Vec::new();
         for round in rounds {
             let (mut rows, mut locals, mut read, mut write) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -825,17 +852,30 @@ impl SessionStore {
                         (slot, filled)
                     }
                 };
-                match &step.items {
-                    Some(items) if items.iter().all(|i| matches!(i.content, Content::Silent)) => {
-                        self.pool.set_evidence(slot, NOTHING);
-                        temps.insert(step.work, (slot, false));
-                        continue;
+                // following a sequence, the state is folded from it; else the row is added to the state
+                let list = match &step.change {
+                    Change::Append => None,
+                    Change::Whole(items) => Some(items.clone()),
+                    Change::Insert(at, item) => {
+                        let mut items = lists.remove(&step.work).unwrap_or_default();
+                        items.insert((*at).min(items.len()), item.clone());
+                        Some(items)
                     }
+                };
+                match list {
                     Some(items) => {
+                        let silent = items.iter().all(|i| matches!(i.content, Content::Silent));
                         self.pool.set_evidence(slot, NOTHING);
-                        jobs.push((slot, items.clone()));
+                        if !silent && step.fed {
+                            jobs.push((slot, items.clone()));
+                        }
+                        lists.insert(step.work, items);
+                        if silent || !step.fed {
+                            temps.insert(step.work, (slot, false));
+                            continue;
+                        }
                     }
-                    None if step.fed => {
+                    None => {
                         let position = batch.positions[step.row as usize];
                         self.pool.witness(slot, (position, position));
                         rows.push(step.row);
@@ -843,7 +883,6 @@ impl SessionStore {
                         read.push(if filled { slot } else { NO_SLOT });
                         write.push(slot);
                     }
-                    None => {}
                 }
                 temps.insert(step.work, (slot, true));
                 let from = evals.begin();
