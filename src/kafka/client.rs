@@ -171,6 +171,8 @@ pub struct ShellConfig {
     pub urgent_interval: Duration,
     /// Time between two checkpoints of a partition.
     pub checkpoint_interval: Duration,
+    /// Checkpoint bytes of a partition in one transaction; a larger checkpoint goes ahead of its mark over several.
+    pub checkpoint_chunk: usize,
     /// A transaction is committed early beyond so many output bytes.
     pub max_transaction_bytes: usize,
     /// A transaction is committed early beyond so many output records.
@@ -208,6 +210,7 @@ impl ShellConfig {
             commit_interval: Duration::from_millis(100),
             urgent_interval: Duration::from_millis(20),
             checkpoint_interval: Duration::from_secs(5),
+            checkpoint_chunk: 4 << 20,
             max_transaction_bytes: 8 << 20,
             max_transaction_records: 20_000,
             max_step_records: 8_192,

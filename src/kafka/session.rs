@@ -34,8 +34,6 @@ use super::{checkpoint, steps};
 
 /// Longest sleep of an idle loop.
 const IDLE_WAIT: Duration = Duration::from_millis(10);
-/// Checkpoint bytes of a partition in one transaction; larger checkpoints go ahead of their mark, piece by piece.
-const CHECKPOINT_CHUNK: usize = 4 << 20;
 /// How often a member without partitions asks whether the group has answered.
 const MEMBERSHIP_LOOK: Duration = Duration::from_millis(100);
 /// Belonging to the group for so long without partitions means that there are none for us.
@@ -601,7 +599,7 @@ impl<'a> Session<'a> {
 
     /// Encodes step records and checkpoints of what is about to be committed.
     fn prepare(&mut self, which: Checkpointing<'_>) {
-        let interval = self.config().checkpoint_interval;
+        let (interval, chunk) = (self.config().checkpoint_interval, self.config().checkpoint_chunk);
         for owned in self.owned.values_mut() {
             let Owned::Active(active) = owned else { continue };
             let version = active.core.version().to_owned();
@@ -636,7 +634,7 @@ impl<'a> Session<'a> {
             if let Some(pending) = &mut active.checkpoints.pending
                 && active.work.checkpoint.is_none()
             {
-                active.work.checkpoint = Some(pending.take(if forced { usize::MAX } else { CHECKPOINT_CHUNK }));
+                active.work.checkpoint = Some(pending.take(if forced { usize::MAX } else { chunk }));
             }
         }
     }

@@ -80,6 +80,37 @@ fn without_a_checkpoint_the_recorded_steps_are_run_again() {
 }
 
 #[test]
+fn a_checkpoint_larger_than_a_transaction_goes_ahead_of_its_mark() {
+    let topics = topics(1);
+    let mock = Mock::with_topics(&topics).unwrap();
+    let mut traffic = Traffic::new(&mock.settings(), &topics, 200);
+    let small = || ShellConfig {
+        checkpoint_interval: Duration::from_millis(50),
+        commit_interval: Duration::from_millis(10),
+        checkpoint_chunk: 100,
+        ..config(&mock, &topics, "a")
+    };
+    let first = Sidecar::start(small(), Toy::default());
+    traffic.send(600);
+    traffic.settle(&mock.settings(), &topics, SOON);
+    eventually("a whole checkpoint", SOON, || first.status.counters.checkpoints.get() >= 1);
+    let counters = &first.status.counters;
+    assert!(counters.transactions_committed.get() > 25, "200 keys, six to a transaction");
+    // The next one is on its way when the end comes.
+    traffic.send(600);
+    let committed = counters.transactions_committed.get();
+    eventually("begun", SOON, || counters.transactions_committed.get() > committed + 10);
+    first.drain(Duration::ZERO);
+
+    let second = Sidecar::start(small(), Toy::default());
+    traffic.send(200);
+    traffic.settle(&mock.settings(), &topics, SOON);
+    assert_eq!(second.status.counters.replay_mismatches.get(), 0);
+    assert_eq!(second.status.counters.history_gone.get(), 0);
+    second.drain(SOON);
+}
+
+#[test]
 fn joining_and_leaving_instances_lose_and_repeat_nothing() {
     let topics = topics(6);
     let mock = Mock::with_topics(&topics).unwrap();

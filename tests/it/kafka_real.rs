@@ -312,3 +312,66 @@ fn topics_are_created_with_their_settings_and_wrong_ones_are_refused() {
     let error = verify(&admin, &mixed).unwrap_err().to_string();
     assert!(error.contains("has 5 partitions") && error.contains("has 3"), "{error}");
 }
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted.get(sorted.len() * percent / 100).copied().unwrap_or_default()
+}
+
+/// `cargo test --test it kafka_real::figures -- --ignored --nocapture`: lower bounds in a debug build; asserts nothing.
+#[test]
+#[ignore = "prints measurements"]
+fn figures() {
+    let brokers = broker_or_skip!("figures");
+    let client = ClientSettings::new(&brokers);
+    for urgent in [false, true] {
+        let topics = fresh_topics(&client, "latency", 6);
+        let orders = Orders { urgent, tick: None, ..Orders::new(&brokers, &topics, "a") };
+        let config = ShellConfig { checkpoint_chunk: 4 << 20, ..orders.config() };
+        let sidecar = Sidecar::start(config, orders.toy());
+        eventually("ready", LONG, || sidecar.status.ready());
+        let mut traffic = Traffic::new(&client, &topics, 100);
+        for _ in 0..1_000 {
+            traffic.send(10);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        traffic.settle(&client, &topics, LONG);
+        let commits = std::mem::take(&mut *sidecar.witness.commits.lock().unwrap());
+        let (mut took, mut age): (Vec<_>, Vec<_>) = commits.into_iter().unzip();
+        took.sort();
+        age.sort();
+        println!(
+            "urgent {urgent}: {} transactions, commit p50 {:?} p99 {:?}; oldest record to commit p50 {:?} p99 {:?}",
+            took.len(),
+            percentile(&took, 50),
+            percentile(&took, 99),
+            percentile(&age, 50),
+            percentile(&age, 99)
+        );
+        sidecar.drain(LONG);
+    }
+    let topics = fresh_topics(&client, "throughput", 6);
+    let producer = runwarden::kafka::produce::Producer::new(&client).unwrap();
+    let payload = [b'x'; 350];
+    let count = 1_000_000_u64;
+    for n in 0..count {
+        producer.send(&topics.telemetry, format!("k{}", n % 1_000).as_bytes(), &payload).unwrap();
+    }
+    producer.flush(LONG).unwrap();
+    let orders = Orders { tick: None, ..Orders::new(&brokers, &topics, "a") };
+    let config = ShellConfig { checkpoint_chunk: 4 << 20, ..orders.config() };
+    let sidecar = Sidecar::start(config, Toy { quiet: true, ..Toy::default() });
+    eventually("ready", LONG, || sidecar.status.ready());
+    let started = Instant::now();
+    eventually("all in", LONG, || sidecar.status.counters.records_in.get() == count);
+    let seconds = started.elapsed().as_secs_f64();
+    let counters = &sidecar.status.counters;
+    println!(
+        "throughput: {:.0} records/s, {} transactions, {} step bytes, {} checkpoint bytes for {} bytes in",
+        count as f64 / seconds,
+        counters.transactions_committed.get(),
+        counters.step_bytes.get(),
+        counters.checkpoint_bytes.get(),
+        counters.bytes_in.get()
+    );
+    sidecar.drain(LONG);
+}

@@ -52,6 +52,8 @@ impl Orders {
             static_membership: self.is_static,
             group_protocol: if self.consumer_protocol { GroupProtocol::Consumer } else { GroupProtocol::Classic },
             checkpoint_interval: Duration::from_millis(self.checkpoint_ms),
+            // Small enough that every checkpoint takes several transactions.
+            checkpoint_chunk: 60,
             session_timeout: Duration::from_secs(6),
             ..ShellConfig::new(ClientSettings::new(&self.brokers), &self.group, &self.slot, topics)
         }

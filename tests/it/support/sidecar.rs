@@ -17,14 +17,20 @@ use super::toy::{Output, Toy};
 #[derive(Default)]
 pub struct Witness {
     pub events: Mutex<Vec<String>>,
-    pub commits: Mutex<Vec<Duration>>,
+    /// (commit took, oldest record to commit confirmed)
+    pub commits: Mutex<Vec<(Duration, Duration)>>,
 }
 
 impl Observer for Witness {
     fn on(&self, event: Event<'_>) {
         match event {
             Event::Stepped { .. } => {}
-            Event::Committed(committed) => self.commits.lock().unwrap().push(committed.commit_took),
+            Event::Committed(committed) => {
+                if committed.oldest > 0 {
+                    let age = u64::try_from(committed.at.0 - committed.oldest).unwrap_or_default();
+                    self.commits.lock().unwrap().push((committed.commit_took, Duration::from_micros(age)));
+                }
+            }
             event => {
                 if std::env::var_os("RUNWARDEN_TEST_VERBOSE").is_some() {
                     eprintln!("{} {event:?}", runwarden::clock::Wall::now().0 / 1000);

@@ -17,6 +17,8 @@ pub struct Toy {
     pub tick: Option<i64>,
     /// Ask for an early commit with every record.
     pub urgent: bool,
+    /// Count only, write nothing.
+    pub quiet: bool,
     /// Pretend to be of another version.
     pub other_version: bool,
 }
@@ -74,7 +76,9 @@ impl State {
         if seq.starts_with("huge") {
             payload = vec![b'x'; 3 << 20];
         }
-        outputs.push(out(Topic::Signals, key, payload));
+        if !self.toy.quiet {
+            outputs.push(out(Topic::Signals, key, payload));
+        }
         self.dirty.insert(key.to_owned());
     }
 }
