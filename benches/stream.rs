@@ -241,9 +241,38 @@ fn shift(batch: &RecordBatch, by: i64) -> RecordBatch {
     RecordBatch::try_new(batch.schema(), columns).unwrap_or_else(|e| unreachable!("{e}"))
 }
 
+/// Prints what a checkpoint every five seconds takes per event of the reference job; events are 350 bytes.
+fn checkpoint_size() {
+    let metrics: Vec<Arc<Query>> = metric_files().into_iter().map(|(name, sql)| compile(&name, &sql)).collect();
+    let input = batches(24, 10_000);
+    let positions: Vec<i64> = (0..ROWS as i64).collect();
+    let mut engine = engine(&metrics);
+    let (mut bytes, mut records, mut events) = (0, 0, 0);
+    for (i, chunk) in input.chunks(6).enumerate() {
+        feed(&mut engine, chunk, &positions);
+        let start = Instant::now();
+        let changes = engine.take_changes();
+        // the first ones hold what every later one only changes
+        if i >= 2 {
+            bytes += changes.iter().map(|(k, v)| k.len() + v.as_ref().map_or(0, Vec::len)).sum::<usize>();
+            records += changes.len();
+            events += chunk.len() * ROWS;
+            println!("checkpoint: {} records in {:.1} ms", changes.len(), start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    println!(
+        "checkpoint: {:.1} bytes per event ({:.1} % of 350), {:.2} records per event, {:.1} MB of state",
+        bytes as f64 / events as f64,
+        bytes as f64 / events as f64 / 3.5,
+        records as f64 / events as f64,
+        engine.stats().state_bytes as f64 / 1e6
+    );
+}
+
 criterion_group!(benches, push);
 
 fn main() {
     benches();
+    checkpoint_size();
     window_length();
 }

@@ -79,7 +79,16 @@ pub struct Correlation {
 }
 
 const MEMBER: [&str; 11] = [
-    "tenant_id", "source", "kind", "severity", "policy_id", "limit_id", "metric", "scope_kind", "scope_id", "run_id",
+    "tenant_id",
+    "source",
+    "kind",
+    "severity",
+    "policy_id",
+    "limit_id",
+    "metric",
+    "scope_kind",
+    "scope_id",
+    "run_id",
     "agent_id",
 ];
 
@@ -306,7 +315,13 @@ impl Correlation {
     /// Keys changed since the last call, with their alerts; `None`: none is open any more.
     pub fn take_changes(&mut self) -> Vec<(Key, Option<&Vec<Open>>)> {
         let dirty = std::mem::take(&mut self.dirty);
-        dirty.into_iter().map(|k| { let open = self.open.get(&k); (k, open) }).collect()
+        dirty
+            .into_iter()
+            .map(|k| {
+                let open = self.open.get(&k);
+                (k, open)
+            })
+            .collect()
     }
 
     /// State of the session windows changed since the last call.

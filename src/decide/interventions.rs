@@ -181,8 +181,7 @@ impl Interventions {
         }
         live.record.audit_log.before = outcome.before.clone();
         live.record.audit_log.after = outcome.after.clone();
-        live.record.audit_log.results =
-            serde_json::json!({ "executor": outcome.executor, "message": outcome.message });
+        live.record.audit_log.results = serde_json::json!({ "executor": outcome.executor, "message": outcome.message });
         let record = live.record.clone();
         if outcome.state == Failed {
             self.by_id.remove(&record.intervention_id);
@@ -205,7 +204,13 @@ impl Interventions {
     /// Slots changed since the last call; `None`: no longer live.
     pub fn take_changes(&mut self) -> Vec<(Slot, Option<&Live>)> {
         let dirty = std::mem::take(&mut self.dirty);
-        dirty.into_iter().map(|s| { let live = self.live.get(&s); (s, live) }).collect()
+        dirty
+            .into_iter()
+            .map(|s| {
+                let live = self.live.get(&s);
+                (s, live)
+            })
+            .collect()
     }
 
     /// Makes the next [`Self::take_changes`] a full one.

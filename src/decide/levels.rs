@@ -210,9 +210,7 @@ impl Levels {
             policy_version: 0,
         };
         let key = (from.tenant.clone(), from.metric.clone(), from.scope_id.clone());
-        self.up
-            .range(from..)
-            .take_while(move |(l, _)| l.tenant == key.0 && l.metric == key.1 && l.scope_id == key.2)
+        self.up.range(from..).take_while(move |(l, _)| l.tenant == key.0 && l.metric == key.1 && l.scope_id == key.2)
     }
 
     fn judge(&mut self, seen: &Observation<'_>, line: &Line, judged: &Judged, changes: &mut Vec<Change>) {
@@ -291,7 +289,13 @@ impl Levels {
     /// Lines changed since the last call, with their state; `None`: nothing is up any more.
     pub fn take_changes(&mut self) -> Vec<(Line, Option<&Vec<Up>>)> {
         let dirty = std::mem::take(&mut self.dirty);
-        dirty.into_iter().map(|l| { let ups = self.up.get(&l); (l, ups) }).collect()
+        dirty
+            .into_iter()
+            .map(|l| {
+                let ups = self.up.get(&l);
+                (l, ups)
+            })
+            .collect()
     }
 
     /// Makes the next [`Self::take_changes`] a full one.

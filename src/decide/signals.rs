@@ -80,7 +80,10 @@ fn build(line: &Line, kind: Kind, limit: &EffectiveLimit, figures: Figures, at: 
         contributors: limit
             .contributors
             .iter()
-            .map(|c| Gave { policy_id: c.policy_id.to_string(), gave: c.gave.iter().map(|g| (*g).to_owned()).collect() })
+            .map(|c| Gave {
+                policy_id: c.policy_id.to_string(),
+                gave: c.gave.iter().map(|g| (*g).to_owned()).collect(),
+            })
             .collect(),
         limit_id: line.limit_id.clone(),
         limit_type: limit.limit_type.to_string(),

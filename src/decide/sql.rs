@@ -23,9 +23,7 @@ use datafusion::physical_plan::execution_plan::{
 };
 use datafusion::physical_plan::memory::MemoryStream;
 use datafusion::physical_plan::statistics::StatisticsArgs;
-use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, collect,
-};
+use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, collect};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 /// Why a statement could not be prepared or run.
@@ -84,7 +82,8 @@ pub struct Prepared {
 impl Prepared {
     /// Compiles `sql` over `slots`; `output` lists the columns the caller reads, each cast to the schema given.
     pub fn new(name: &str, sql: &str, slots: &[Slot<'_>], output: &SchemaRef) -> Result<Self, Error> {
-        let fail = |source: datafusion::error::DataFusionError| Error::Compile { name: name.into(), source: Box::new(source) };
+        let fail =
+            |source: datafusion::error::DataFusionError| Error::Compile { name: name.into(), source: Box::new(source) };
         let config = SessionConfig::new().with_target_partitions(1).with_batch_size(65_536);
         let context = SessionContext::new_with_config(config);
         let mut contents = Vec::new();
@@ -103,9 +102,7 @@ impl Prepared {
                     return Ok(Err(given));
                 };
                 let column = Expr::Column(datafusion::common::Column::from_name(field.name()));
-                columns.push(
-                    datafusion::logical_expr::cast(column, field.data_type().clone()).alias(field.name()),
-                );
+                columns.push(datafusion::logical_expr::cast(column, field.data_type().clone()).alias(field.name()));
             }
             frame.select(columns)?.create_physical_plan().await.map(Ok)
         }))
@@ -126,8 +123,7 @@ impl Prepared {
         }
         self.plan = reset_plan_states(Arc::clone(&self.plan)).map_err(|e| fail(&self.name, e))?;
         let task = collect(Arc::clone(&self.plan), Arc::clone(&self.context));
-        let batches =
-            futures::executor::block_on(tokio::task::unconstrained(task)).map_err(|e| fail(&self.name, e))?;
+        let batches = futures::executor::block_on(tokio::task::unconstrained(task)).map_err(|e| fail(&self.name, e))?;
         concat_batches(&self.plan.schema(), &batches).map_err(|e| fail(&self.name, e.into()))
     }
 }
@@ -233,7 +229,11 @@ impl ExecutionPlan for SlotExec {
             None => Ok(b),
         });
         let batches: Vec<RecordBatch> = batches.transpose()?.into_iter().collect();
-        Ok(Box::pin(MemoryStream::try_new(batches, Arc::clone(self.properties.equivalence_properties().schema()), None)?))
+        Ok(Box::pin(MemoryStream::try_new(
+            batches,
+            Arc::clone(self.properties.equivalence_properties().schema()),
+            None,
+        )?))
     }
 
     fn statistics_from_inputs(&self, _input: &[Arc<Statistics>], _args: &StatisticsArgs) -> DfResult<Arc<Statistics>> {

@@ -3,7 +3,7 @@
 //! A step is cut here: what the queues hold, up to the bounds, in offset order per input. Invariant: `Feed::next` is one past
 //! the last record the core has seen, and every range of a recorded step begins where the last one ended.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 use crate::clock::Wall;
 
-use super::checkpoint::{KeyValue, Parts};
+use super::checkpoint::{KeyValue, Slots};
 use super::core::{Core, CoreError, Input, InputBatch, OutRecord, Record, StepInput};
 use super::group::Group;
 use super::reader::micros;
@@ -78,10 +78,38 @@ pub(super) struct Checkpoints {
     pub(super) number: u64,
     /// Last step it contains.
     pub(super) step: u64,
-    pub(super) parts: Parts,
+    pub(super) slots: Slots,
     pub(super) at: Instant,
+    /// Captured and not yet wholly written.
+    pub(super) pending: Option<Pending>,
     /// Where on the steps topic records after this session's start are to be looked for.
     pub(super) steps_from: i64,
+}
+
+/// A checkpoint on its way to the topic, over as many transactions as its size takes.
+pub(super) struct Pending {
+    /// The step it stands for.
+    pub(super) step: u64,
+    pub(super) records: VecDeque<KeyValue>,
+    pub(super) mark: KeyValue,
+}
+
+impl Pending {
+    /// The next records up to `bytes`; with the last ones comes the mark.
+    pub(super) fn take(&mut self, bytes: usize) -> Vec<KeyValue> {
+        let mut taken = Vec::new();
+        let mut size = 0;
+        while size < bytes
+            && let Some((key, value)) = self.records.pop_front()
+        {
+            size += key.len() + value.as_ref().map_or(0, Vec::len);
+            taken.push((key, value));
+        }
+        if self.records.is_empty() {
+            taken.push(self.mark.clone());
+        }
+        taken
+    }
 }
 
 /// What uncommitted steps gave; kept until their transaction is committed.
@@ -195,7 +223,7 @@ impl Active {
         let mut ranges = [Range::default(); INPUTS];
         let mut work_bytes = 0;
         let output = {
-            let headers: Vec<Vec<Vec<_>>> = gathered.iter().map(Gathered::headers).collect();
+            let headers: Vec<HeaderLists<'_>> = gathered.iter().map(Gathered::headers).collect();
             let inputs =
                 Input::ALL.iter().zip(&gathered).zip(&headers).zip(ends).map(|(((input, g), headers), at_end)| {
                     let records = g.messages.iter().enumerate().map(|(i, message)| Record {
@@ -273,6 +301,9 @@ pub(super) fn size(record: &OutRecord) -> usize {
     record.key.len() + record.payload.as_ref().map_or(0, Vec::len) + headers
 }
 
+/// Headers of each record of a batch; empty when no record has any.
+pub(super) type HeaderLists<'a> = Vec<Vec<(&'a str, &'a [u8])>>;
+
 /// What one queue gave.
 #[derive(Default)]
 struct Gathered<'a> {
@@ -283,7 +314,7 @@ struct Gathered<'a> {
 }
 
 impl Gathered<'_> {
-    fn headers(&self) -> Vec<Vec<(&str, &[u8])>> {
+    fn headers(&self) -> HeaderLists<'_> {
         if self.messages.iter().all(|m| m.headers().is_none()) {
             return Vec::new();
         }

@@ -1,7 +1,7 @@
 //! Creating and checking topics: through the admin API on a broker, through the mock's own call in process.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -48,7 +48,14 @@ pub fn create_and_verify(provisioner: &dyn Provisioner, topics: &Topics) -> Resu
     if !created.is_empty() {
         tracing::info!(topics = ?created, partitions, "topics created");
     }
-    verify(provisioner, topics)
+    // New topics take a moment to show on every broker.
+    let deadline = Instant::now() + Duration::from_secs(15);
+    loop {
+        match verify(provisioner, topics) {
+            Err(Error::MissingTopic(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Checks existing topics: the partition count of telemetry.

@@ -17,11 +17,11 @@ use rdkafka::message::Message;
 
 use crate::clock::Wall;
 
-use super::checkpoint::{Assembly, Checkpoint, Mark, Parts};
+use super::checkpoint::{Assembly, Checkpoint, Mark, Slots};
 use super::client::{Isolation, ShellConfig, StartAt};
 use super::core::{Core, CoreError, Input, InputBatch, Record, StepInput};
 use super::errors::{Error, is_transient};
-use super::partition::INPUTS;
+use super::partition::{HeaderLists, INPUTS};
 use super::reader::{InputQueue, Next, OwnedRecord, RangeError, Reader};
 use super::shell::CoreFactory;
 use super::status::{Event, Observer, Status};
@@ -51,7 +51,7 @@ pub(super) struct Restored {
     pub(super) limits: [Option<i64>; INPUTS],
     pub(super) checkpoint: u64,
     pub(super) checkpoint_step: u64,
-    pub(super) parts: Parts,
+    pub(super) slots: Slots,
     pub(super) steps_from: i64,
     /// A checkpoint is to be written at once: history was lost, or none exists yet.
     pub(super) checkpoint_now: bool,
@@ -157,7 +157,7 @@ impl Restore<'_> {
         let committed = self.retry("read committed offsets", |r| r.committed.committed(&names, partition))?;
         self.await_stable(&topics.checkpoint)?;
         let steps_end = self.await_stable(&topics.steps)?;
-        let Checkpoint { mark, state, parts, broken } = self.read_checkpoint()?;
+        let Checkpoint { mark, state, slots, broken } = self.read_checkpoint()?;
         let mut core = (plan.factory)(partition, job.partitions).map_err(|source| Error::Core { partition, source })?;
         for (key, value) in &state {
             if let Err(error) = core.restore(key, value) {
@@ -198,12 +198,14 @@ impl Restore<'_> {
                     format!("{} stands at offset {known}, the recorded steps end at {replayed}", names[i])
                 });
             }
-            if offsets[i] < low {
+            // The re-keyed topic ends in the marker of our own last transaction, which retention deletes with the rest.
+            let only_marker = input == Input::Repartition && offsets[i] + 1 == low;
+            if offsets[i] < low && !only_marker {
                 gone.get_or_insert_with(|| {
                     format!("{} begins at offset {low}, records from {} on were not processed", names[i], offsets[i])
                 });
-                offsets[i] = low;
             }
+            offsets[i] = offsets[i].max(low);
             if offsets[i] > high && known.is_some() {
                 gone.get_or_insert_with(|| {
                     format!(
@@ -234,7 +236,7 @@ impl Restore<'_> {
             limits,
             checkpoint: mark.as_ref().map_or(0, |m| m.checkpoint),
             checkpoint_step: mark.as_ref().map_or(0, |m| m.step),
-            parts,
+            slots,
             steps_from: steps_end,
             checkpoint_now: gone.is_some(),
         })
@@ -244,16 +246,13 @@ impl Restore<'_> {
     fn await_stable(&mut self, topic: &str) -> Result<i64, Stop> {
         let partition = self.job.partition;
         let (_, written) = self.retry("read watermarks", |r| r.uncommitted.watermarks(topic, partition))?;
-        let alarm = self.plan.config.transaction_timeout + Duration::from_secs(30);
-        let started = Instant::now();
-        let mut alarmed = false;
+        let mut alarm = Alarm::new(self.plan);
         loop {
             let (_, stable) = self.retry("read watermarks", |r| r.committed.watermarks(topic, partition))?;
             if stable >= written {
                 return Ok(written);
             }
-            if !alarmed && started.elapsed() > alarm {
-                alarmed = true;
+            if alarm.rings() {
                 let reason = format!(
                     "partition {partition} waits for an open transaction on {topic}: stable to {stable}, written to {written}; \
                      a hanging transaction can be ended with kafka-transactions.sh"
@@ -431,7 +430,8 @@ impl Restore<'_> {
             };
             self.records += records[i].len() as u64;
         }
-        let headers: Vec<Vec<Vec<_>>> = records.iter().map(|batch| batch.iter().map(header_pairs).collect()).collect();
+        let headers: Vec<HeaderLists<'_>> =
+            records.iter().map(|batch| batch.iter().map(header_pairs).collect()).collect();
         let inputs = Input::ALL.into_iter().enumerate().map(|(i, input)| InputBatch {
             input,
             at_end: step.at_end[i],
@@ -487,11 +487,16 @@ impl Restore<'_> {
 
     /// Calls until it works; a broker that is away is waited for.
     fn retry<T>(&self, what: &str, call: impl Fn(&Readers) -> Result<T, KafkaError>) -> Result<T, Stop> {
+        let mut alarm = Alarm::new(self.plan);
         loop {
             match call(self.readers) {
                 Ok(value) => return Ok(value),
                 Err(error) if is_transient(&error) => {
-                    tracing::debug!(%error, what, partition = self.job.partition, "restore: trying again");
+                    if alarm.rings() {
+                        let partition = self.job.partition;
+                        let reason = format!("partition {partition} still cannot {what}: {error}");
+                        self.tell(Event::Trouble { reason: &reason });
+                    }
                     self.pause()?;
                 }
                 Err(error) => {
@@ -500,6 +505,26 @@ impl Restore<'_> {
                 }
             }
         }
+    }
+}
+
+/// Rings when something takes longer than any transaction of a dead owner can, then every while.
+struct Alarm {
+    at: Instant,
+}
+
+impl Alarm {
+    fn new(plan: &Plan) -> Self {
+        Self { at: Instant::now() + plan.config.transaction_timeout + Duration::from_secs(20) }
+    }
+
+    fn rings(&mut self) -> bool {
+        let now = Instant::now();
+        let rings = now >= self.at;
+        if rings {
+            self.at = now + Duration::from_secs(30);
+        }
+        rings
     }
 }
 

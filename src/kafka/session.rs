@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -22,7 +22,9 @@ use super::core::{Input, Topic};
 use super::deadletter;
 use super::errors::{Class, Error, classify, is_poison, is_transient};
 use super::group::{Change, Group, generation};
-use super::partition::{Active, Bounds, Cancel, Checkpoints, Feed, INPUTS, Owned, StepFailed, StepKind, Stepped};
+use super::partition::{
+    Active, Bounds, Cancel, Checkpoints, Feed, INPUTS, Owned, Pending, StepFailed, StepKind, Stepped,
+};
 use super::reader::{Next, Reader};
 use super::restore::{Job, Outcome, Plan, Restored};
 use super::shell::{Control, Ended};
@@ -32,6 +34,8 @@ use super::{checkpoint, steps};
 
 /// Longest sleep of an idle loop.
 const IDLE_WAIT: Duration = Duration::from_millis(10);
+/// Checkpoint bytes of a partition in one transaction; larger checkpoints go ahead of their mark, piece by piece.
+const CHECKPOINT_CHUNK: usize = 4 << 20;
 /// How often a member without partitions asks whether the group has answered.
 const MEMBERSHIP_LOOK: Duration = Duration::from_millis(100);
 /// Belonging to the group for so long without partitions means that there are none for us.
@@ -203,16 +207,13 @@ impl<'a> Session<'a> {
             };
             wait = wait.min(interval);
         }
-        // Woken or timed out: the loop looks at everything either way.
-        if self.woken.recv_timeout(wait.max(Duration::from_micros(200))).is_ok() {
-            let due = self.config().step_linger;
-            let last = self.owned.values().filter_map(|o| match o {
-                Owned::Active(active) => Some(active.last_step.elapsed()),
-                Owned::Restoring { .. } => None,
-            });
-            if let Some(rest) = last.min().and_then(|since| due.checked_sub(since)) {
-                std::thread::sleep(rest);
-            }
+        // A partition that stepped just now looks again when its linger is over, whether or not more arrives.
+        let linger = self.config().step_linger;
+        let rest = self.actives().filter_map(|active| linger.checked_sub(active.last_step.elapsed())).min();
+        wait = wait.min(rest.unwrap_or(wait)).max(Duration::from_micros(200));
+        match self.woken.recv_timeout(wait) {
+            // Woken or timed out: the loop looks at everything either way.
+            Ok(()) | Err(_) => {}
         }
     }
 
@@ -225,6 +226,9 @@ impl<'a> Session<'a> {
                 Err(KafkaError::PartitionEOF(_)) => {}
                 Err(error @ KafkaError::MessageConsumptionFatal(_)) => return Err(rebuild("consumer", &error)),
                 Err(error) if classify(&error) == Class::Denied => return Err(Error::broker("consume", error).into()),
+                Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) => {
+                    self.plan.status.connected.store(false, Ordering::Release);
+                }
                 Err(error) => self.trouble(&error.to_string()),
             }
         }
@@ -406,8 +410,9 @@ impl<'a> Session<'a> {
         let checkpoints = Checkpoints {
             number: restored.checkpoint,
             step: if restored.checkpoint_now { u64::MAX } else { restored.checkpoint_step },
-            parts: restored.parts,
+            slots: restored.slots,
             at: at.unwrap_or(now),
+            pending: None,
             steps_from: restored.steps_from,
         };
         let active = Active::new(partition, restored.core, [a, b, c, d], (restored.number, restored.now), checkpoints);
@@ -546,13 +551,14 @@ impl<'a> Session<'a> {
                 Err(Failed::Abort { reason, stale }) => {
                     attempts += 1;
                     let limit = if stale { MAX_STALE_ATTEMPTS } else { MAX_ATTEMPTS };
-                    let failures = self.writer.failures();
-                    self.abort(&reason)?;
+                    let failures = self.abort(&reason)?;
                     if attempts > limit {
                         return Err(Failure::Rebuild { reason, fenced: false });
                     }
                     self.isolate(&failures)?;
-                    std::thread::sleep(Duration::from_millis(10 * u64::from(attempts.min(10))));
+                    std::thread::sleep(Duration::from_millis(
+                        if stale { 20 } else { 10 } * u64::from(attempts.min(10)),
+                    ));
                     self.poll_group()?;
                     if self.consumer.context().has_lost() {
                         self.serve_lost()?;
@@ -579,18 +585,18 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn abort(&mut self, reason: &str) -> Result<(), Failure> {
+    fn abort(&mut self, reason: &str) -> Result<Vec<(Tag, RDKafkaErrorCode)>, Failure> {
         self.plan.status.counters.transactions_aborted.add(1);
         self.plan.observer.on(Event::Aborted { reason });
         let control = Arc::clone(self.control);
-        self.writer.abort(&|| control.waited_out()).map_err(failure)?;
+        let failures = self.writer.abort(&|| control.waited_out()).map_err(failure)?;
         self.open_records = 0;
         for owned in self.owned.values_mut() {
             if let Owned::Active(active) = owned {
                 active.work.sent = 0;
             }
         }
-        Ok(())
+        Ok(failures)
     }
 
     /// Encodes step records and checkpoints of what is about to be committed.
@@ -609,20 +615,28 @@ impl<'a> Session<'a> {
                 Checkpointing::These(partitions) => news && partitions.contains(&active.partition),
                 Checkpointing::Due => false,
             };
-            let wanted = wanted || checkpoint_due(active, interval);
-            if wanted && active.work.checkpoint.is_none() {
-                let Checkpoints { number, parts, steps_from, .. } = &mut active.checkpoints;
+            let forced = wanted;
+            if active.checkpoints.pending.is_none() && (forced || checkpoint_due(active, interval)) {
+                let Checkpoints { number, slots, steps_from, pending, .. } = &mut active.checkpoints;
                 let changes = active.core.take_changes();
-                let mut records = checkpoint::encode(*number + 1, changes, parts);
-                records.push(checkpoint::encode_mark(&checkpoint::Mark {
+                let mark = checkpoint::Mark {
                     checkpoint: *number + 1,
                     step: active.number,
                     now: active.now.0,
                     offsets,
                     steps_from: self.writer.steps_offset(active.partition).unwrap_or(*steps_from),
                     version,
-                }));
-                active.work.checkpoint = Some(records);
+                };
+                *pending = Some(Pending {
+                    step: active.number,
+                    records: slots.encode(*number + 1, changes).into(),
+                    mark: checkpoint::encode_mark(&mark),
+                });
+            }
+            if let Some(pending) = &mut active.checkpoints.pending
+                && active.work.checkpoint.is_none()
+            {
+                active.work.checkpoint = Some(pending.take(if forced { usize::MAX } else { CHECKPOINT_CHUNK }));
             }
         }
     }
@@ -674,7 +688,7 @@ impl<'a> Session<'a> {
 
     /// Finds the records at fault: one that failed among others is sent alone next time, one that fails alone becomes a
     /// dead letter.
-    fn isolate(&mut self, failures: &[(Tag, rdkafka::error::RDKafkaErrorCode)]) -> Result<(), Failure> {
+    fn isolate(&mut self, failures: &[(Tag, RDKafkaErrorCode)]) -> Result<(), Failure> {
         let topics = &self.plan.config.topics;
         for (tag, code) in failures.iter().filter(|(_, code)| is_poison(*code)) {
             let Some(Owned::Active(active)) = self.owned.get_mut(&tag.partition) else { continue };
@@ -737,18 +751,21 @@ impl<'a> Session<'a> {
             if let Some(records) = work.checkpoint {
                 let bytes: usize = records.iter().map(|(k, v)| k.len() + v.as_ref().map_or(0, Vec::len)).sum();
                 event.checkpoint_bytes += bytes;
-                counters.checkpoints.add(1);
                 counters.checkpoint_records.add(records.len() as u64);
                 let checkpoints = &mut active.checkpoints;
-                checkpoints.number += 1;
-                checkpoints.step = active.number;
-                checkpoints.at = Instant::now();
+                if let Some(whole) = checkpoints.pending.take_if(|pending| pending.records.is_empty()) {
+                    counters.checkpoints.add(1);
+                    checkpoints.number += 1;
+                    checkpoints.step = whole.step;
+                    checkpoints.at = Instant::now();
+                }
             }
         }
         counters.checkpoint_bytes.add(event.checkpoint_bytes as u64);
         counters.records_in.add(event.records_in as u64);
         counters.transactions_committed.add(1);
         status.last_commit.store(at.0, Ordering::Relaxed);
+        status.connected.store(true, Ordering::Release);
         self.plan.observer.on(Event::Committed(&event));
         self.reset_open();
         self.last_commit = Instant::now();
@@ -878,8 +895,9 @@ fn failure(failed: Failed) -> Failure {
 }
 
 fn checkpoint_due(active: &Active, interval: Duration) -> bool {
-    active.checkpoints.step != active.number
-        && (active.checkpoints.at.elapsed() >= interval || active.core.wants_checkpoint())
+    let Checkpoints { pending, step, .. } = &active.checkpoints;
+    pending.is_some()
+        || *step != active.number && (active.checkpoints.at.elapsed() >= interval || active.core.wants_checkpoint())
 }
 
 fn seek(consumer: &BaseConsumer<Group>, topic: &str, partition: i32, offset: i64) -> Result<(), KafkaError> {

@@ -213,10 +213,15 @@ impl Writer {
         }
         self.drain(expired)?;
         if let Some((tag, code)) = self.first_failure() {
-            return Err(self.fatal().unwrap_or_else(|| Failed::Abort {
-                reason: format!("a record of partition {} was not delivered: {code}", tag.partition),
-                stale: false,
-            }));
+            let reason = format!("a record of partition {} was not delivered: {code}", tag.partition);
+            // After a time-out this client may never send to the partition again (librdkafka 2.12.1 stays at the old
+            // sequence after a broker restart), and whether the record is stored is unknown: start over.
+            let timed_out = self.reports().failures.iter().any(|&(_, c)| c == RDKafkaErrorCode::MessageTimedOut);
+            return Err(match self.fatal() {
+                Some(fatal) => fatal,
+                None if timed_out => Failed::Rebuild { reason, fenced: false },
+                None => Failed::Abort { reason, stale: false },
+            });
         }
         loop {
             match self.producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT) {
@@ -239,8 +244,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the open transaction without effect and forgets its delivery reports.
-    pub fn abort(&mut self, expired: &dyn Fn() -> bool) -> Result<(), Failed> {
+    /// Ends the open transaction without effect. Gives the records that had failed before, and why; those that were merely
+    /// thrown away with the transaction are not among them.
+    pub fn abort(&mut self, expired: &dyn Fn() -> bool) -> Result<Vec<(Tag, RDKafkaErrorCode)>, Failed> {
         self.failed = None;
         if self.open {
             let give_up = Instant::now() + Duration::from_secs(30);
@@ -259,14 +265,16 @@ impl Writer {
             }
             self.open = false;
         }
-        self.producer.poll(Duration::ZERO);
-        self.reports().failures.clear();
-        Ok(())
-    }
-
-    /// Records that were not delivered since the last abort, and why.
-    pub fn failures(&self) -> Vec<(Tag, RDKafkaErrorCode)> {
-        self.reports().failures.iter().map(|&(tag, code)| (Tag::unpack(tag), code)).collect()
+        // Reports of this transaction must not be taken for the next one's.
+        self.drain(expired)?;
+        let failures = std::mem::take(&mut self.reports().failures);
+        let purged =
+            |code: RDKafkaErrorCode| matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight);
+        Ok(failures
+            .into_iter()
+            .filter(|&(_, code)| !purged(code))
+            .map(|(tag, code)| (Tag::unpack(tag), code))
+            .collect())
     }
 
     /// Offset of the last delivered step record of a partition.

@@ -113,8 +113,15 @@ impl Partition {
         }
         for (line, ups) in self.levels.take_changes() {
             let version = line.policy_version.to_string();
-            let parts =
-                [&line.tenant, &line.metric, &line.scope_id, &line.policy_tenant, &line.policy_id, &line.limit_id, &version];
+            let parts = [
+                &line.tenant,
+                &line.metric,
+                &line.scope_id,
+                &line.policy_tenant,
+                &line.policy_id,
+                &line.limit_id,
+                &version,
+            ];
             out.put(key(LEVELS, &parts.map(String::as_str)), ups.map(|u| (&line, u)).as_ref());
         }
         for ((tenant, run), state) in self.runs.take_changes() {

@@ -20,7 +20,13 @@ pub fn record(decision: &Decision, source: &str) -> Result<OutRecord, CoreError>
         Decision::Alert(a) => {
             let kind = format!("runwarden.alert.{}", a.status.as_str().to_lowercase());
             let id = format!("{}/{}", a.alert_id, a.revision);
-            event(Topic::Alerts, &a.tenant_id, source, &Head { id, kind, time: a.last_seen, subject: &a.alert_id }, &**a)
+            event(
+                Topic::Alerts,
+                &a.tenant_id,
+                source,
+                &Head { id, kind, time: a.last_seen, subject: &a.alert_id },
+                &**a,
+            )
         }
         Decision::Intervention(i) => {
             let id = format!("{}/{}", i.intervention_id, i.revision);

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, AsArray, Decimal128Array, Int64Array, RecordBatch, StringArray, UInt32Array};
 use datafusion::arrow::compute::{CastOptions, cast_with_options};
-use datafusion::arrow::datatypes::{DataType, Decimal128Type, Field, Float64Type, Int32Type, Int64Type, Schema, SchemaRef};
+use datafusion::arrow::datatypes::{
+    DataType, Decimal128Type, Field, Float64Type, Int32Type, Int64Type, Schema, SchemaRef,
+};
 use datafusion::arrow::error::ArrowError;
 
 use crate::clock::Micros;
@@ -108,7 +110,13 @@ pub fn text(column: Option<&StringArray>, row: usize) -> Option<&str> {
 }
 
 /// Result rows as items, without their limit sets.
-pub fn items(rows: &QueryRows, metric: usize, plan: &MetricPlan, closed: bool, out: &mut Vec<Item>) -> Result<(), ArrowError> {
+pub fn items(
+    rows: &QueryRows,
+    metric: usize,
+    plan: &MetricPlan,
+    closed: bool,
+    out: &mut Vec<Item>,
+) -> Result<(), ArrowError> {
     let values = values(&rows.rows)?;
     let tenants = texts(&rows.rows, "tenant_id");
     let scopes = texts(&rows.rows, plan.scope.field());
@@ -240,10 +248,7 @@ pub fn judge(
             Arc::new(text(&|i| plan(i).scope.as_str().to_owned())),
             Arc::new(text(&|i| items[*i].scope_id.to_string())),
             Arc::new(
-                with_value
-                    .iter()
-                    .map(|i| Some(items[*i].closed))
-                    .collect::<datafusion::arrow::array::BooleanArray>(),
+                with_value.iter().map(|i| Some(items[*i].closed)).collect::<datafusion::arrow::array::BooleanArray>(),
             ),
             Arc::new(amounts.with_precision_and_scale(38, 9)?),
         ],
@@ -256,7 +261,9 @@ pub fn judge(
     let overshoots = verdicts.column(4).as_primitive::<Decimal128Type>();
     let mut said: Vec<(usize, usize, Judged)> = Vec::with_capacity(verdicts.num_rows());
     for i in 0..verdicts.num_rows() {
-        let (Ok(row), Ok(number)) = (usize::try_from(rows.value(i)), usize::try_from(numbers.value(i))) else { continue };
+        let (Ok(row), Ok(number)) = (usize::try_from(rows.value(i)), usize::try_from(numbers.value(i))) else {
+            continue;
+        };
         let Some(item) = items.get(row) else { continue };
         let Some(limit) = limits.get(item.limit_set).and_then(|s| s.limits.get(number)) else { continue };
         let level = match levels.is_valid(i).then(|| levels.value(i)) {

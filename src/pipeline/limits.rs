@@ -82,7 +82,15 @@ impl LimitSets {
     pub fn new(metrics: Vec<MetricInfo>, snapshot: Arc<Snapshot>) -> Self {
         let by_name = metrics.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
         let snapshots = BTreeMap::from([(Arc::clone(snapshot.id()), Arc::clone(&snapshot))]);
-        Self { metrics, by_name, snapshots, current: snapshot, known: HashMap::default(), sets: Vec::new(), lookup: None }
+        Self {
+            metrics,
+            by_name,
+            snapshots,
+            current: snapshot,
+            known: HashMap::default(),
+            sets: Vec::new(),
+            lookup: None,
+        }
     }
 
     /// The snapshot in force.
@@ -148,11 +156,8 @@ impl LimitSets {
         if let Some(&number) = self.known.get(&combination) {
             return number;
         }
-        let terms = BoundTerms {
-            run_start: Some(start),
-            first_token: Some(first),
-            each_step: Arc::clone(&self.current),
-        };
+        let terms =
+            BoundTerms { run_start: Some(start), first_token: Some(first), each_step: Arc::clone(&self.current) };
         let who = Who {
             tenant,
             project: f.project.as_deref(),

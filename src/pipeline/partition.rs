@@ -157,8 +157,8 @@ impl Partition {
     pub fn new(settings: Arc<Settings>, own: Own) -> Result<Self, CoreError> {
         let plans = Arc::new(plans(&settings.metrics));
         let queries = settings.metrics.iter().map(|m| Arc::clone(&m.query)).collect();
-        let engine = Engine::new(queries, settings.stream.clone())
-            .map_err(|e| core_error("cannot set up the windows")(&e))?;
+        let engine =
+            Engine::new(queries, settings.stream.clone()).map_err(|e| core_error("cannot set up the windows")(&e))?;
         let infos = plans.iter().map(|p| MetricInfo { name: p.name.clone(), scope: p.scope }).collect();
         let thresholds =
             judge::prepare(&settings.thresholds).map_err(|e| core_error("cannot prepare the thresholds")(&e))?;
@@ -269,7 +269,9 @@ impl Partition {
         self.dirty_snapshots.extend(self.limits.release(&used));
         let limits = &self.limits;
         let ended = self.levels.retain(|line, up| {
-            limits.snapshots().any(|s| s.holds(&line.policy_tenant, &line.policy_id, line.policy_version, &line.limit_id))
+            limits
+                .snapshots()
+                .any(|s| s.holds(&line.policy_tenant, &line.policy_id, line.policy_version, &line.limit_id))
                 && *up.limit.metric == *line.metric
         });
         let around = Around::none(now);
@@ -360,8 +362,8 @@ impl Partition {
         let rows = Rows::new(&batch.rows);
         let snapshot: Arc<str> = Arc::clone(self.limits.current().id());
         let (runs, types) = (rows.text(col::RUN_ID), rows.text(col::EVENT_TYPE));
-        let fields = [col::PROJECT_ID, col::AGENT_ID, col::API_KEY_ID, col::HUMAN_ACTOR_ID, col::PROVIDER]
-            .map(|c| rows.text(c));
+        let fields =
+            [col::PROJECT_ID, col::AGENT_ID, col::API_KEY_ID, col::HUMAN_ACTOR_ID, col::PROVIDER].map(|c| rows.text(c));
         let count = batch.rows.num_rows();
         let mut around = Around::none(now);
         around.clocks.reserve(count);
@@ -517,14 +519,7 @@ impl Partition {
     }
 
     /// A change of a level as decisions: the signal, and what follows from it.
-    fn say(
-        &mut self,
-        change: Change,
-        item: Option<&Item>,
-        around: &Around,
-        step: &mut Step,
-        entries: &mut Vec<Entry>,
-    ) {
+    fn say(&mut self, change: Change, item: Option<&Item>, around: &Around, step: &mut Step, entries: &mut Vec<Entry>) {
         let (line, up) = match &change {
             Change::Raised { line, .. } => (line, None),
             Change::Ended { line, up, .. } => (line, Some(up)),

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
-use datafusion::arrow::datatypes::{DataType, Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType, UInt64Type};
+use datafusion::arrow::datatypes::{
+    DataType, Decimal128Type, Float64Type, Int64Type, TimestampMicrosecondType, UInt64Type,
+};
 use serde_json::{Map, Value};
 
 use crate::clock::{Micros, Wall};
@@ -89,9 +91,9 @@ impl Simulation {
     /// Closes every window and gives the report.
     pub fn finish(mut self) -> Result<Report, CoreError> {
         self.run(Vec::new(), true)?;
-        self.report.windows.sort_by(|a, b| {
-            (&a.metric, a.end, &a.keys, a.start).cmp(&(&b.metric, b.end, &b.keys, b.start))
-        });
+        self.report
+            .windows
+            .sort_by(|a, b| (&a.metric, a.end, &a.keys, a.start).cmp(&(&b.metric, b.end, &b.keys, b.start)));
         Ok(self.report)
     }
 
@@ -118,9 +120,7 @@ fn add(sum: &mut Counts, step: &Counts) {
     sum.decoded += step.decoded;
     sum.duplicates += step.duplicates;
     sum.uncovered += step.uncovered;
-    for (sums, steps) in
-        [(&mut sum.late, &step.late), (&mut sum.closed, &step.closed), (&mut sum.early, &step.early)]
-    {
+    for (sums, steps) in [(&mut sum.late, &step.late), (&mut sum.closed, &step.closed), (&mut sum.early, &step.early)] {
         sums.resize(steps.len(), 0);
         for (a, b) in sums.iter_mut().zip(steps) {
             *a += b;
@@ -130,9 +130,8 @@ fn add(sum: &mut Counts, step: &Counts) {
 
 /// Result rows as [`FinalWindow`]s.
 pub fn windows(metric: &str, key_field: &str, rows: &RecordBatch, out: &mut Vec<FinalWindow>) {
-    let time = |name: &str| {
-        rows.column_by_name(name).and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>()).cloned()
-    };
+    let time =
+        |name: &str| rows.column_by_name(name).and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>()).cloned();
     let (Some(starts), Some(ends), Some(values)) =
         (time("window_start"), time("window_end"), rows.column_by_name("value"))
     else {

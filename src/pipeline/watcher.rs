@@ -100,14 +100,18 @@ impl Watcher<'_> {
             let number = match known {
                 Some(number) => number,
                 None => {
-                    let (Some(tenant), Some(id)) = (judge::text(tenants, row), judge::text(scopes, row)) else { continue };
+                    let (Some(tenant), Some(id)) = (judge::text(tenants, row), judge::text(scopes, row)) else {
+                        continue;
+                    };
                     let Some(number) = self.find(plan, tenant, id) else { continue };
                     self.groups.put(rows.query, group, number);
                     number
                 }
             };
             let Some(floor) = self.limits.get(number).and_then(|s| s.floors.get(rows.query).copied().flatten()) else {
-                if !self.changed.is_empty() && self.is_changed(plan, judge::text(tenants, row), judge::text(scopes, row)) {
+                if !self.changed.is_empty()
+                    && self.is_changed(plan, judge::text(tenants, row), judge::text(scopes, row))
+                {
                     wanted.push((index, row));
                 }
                 continue;

@@ -253,6 +253,8 @@ impl<'t> Builder<'t> {
             _ => return Err(truncated(at)),
         };
         if anchor != 0 {
+            // the copy kept for aliases counts too, or nested anchors would hold the file many times over
+            self.count(at, node.weight())?;
             self.anchors.insert(anchor, node.clone());
         }
         Ok(node)
@@ -334,6 +336,14 @@ mod tests {
         let (nodes, faults) = read(&bomb);
         assert!(nodes.is_empty());
         assert!(faults[0].message.contains("200000"), "{faults:?}");
+    }
+
+    #[test]
+    fn copies_kept_for_nested_anchors_count() {
+        let opening: String = (0..20).map(|n| format!("&a{n} [")).collect();
+        let text = format!("{opening}{}{}", "x,".repeat(20_000), "]".repeat(20));
+        let (nodes, faults) = read(&text);
+        assert!(nodes.is_empty() && faults[0].message.contains("200000"), "{faults:?}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use datafusion::arrow::datatypes::DataType;
 use datafusion::arrow::row::{RowConverter, RowParser, SortField};
 
 use super::Error;
+use super::compact::{Codec, put_varint, varint};
 use super::native::{self, Native, Parts};
 
 /// One fixed-width column.
@@ -147,6 +148,7 @@ pub(super) struct Cells {
 
 /// The state of one aggregate for all slots.
 pub(super) struct States {
+    codecs: Vec<Codec>,
     converter: RowConverter,
     parser: RowParser,
     kind: Kind,
@@ -172,7 +174,8 @@ impl States {
             ),
             None => Kind::Cells(Cells { cells: Vec::new(), bytes: 0, capped: Vec::new(), capped_now: 0 }),
         };
-        Ok(Self { converter, parser, kind })
+        let codecs = types.iter().map(Codec::new).collect::<Result<_, _>>()?;
+        Ok(Self { codecs, converter, parser, kind })
     }
 
     /// Whether the state may grow with its input.
@@ -231,18 +234,33 @@ impl States {
         Ok(self.converter.convert_columns(arrays)?.iter().map(|r| r.as_ref().len()).collect())
     }
 
-    /// The states of some slots as bytes, one per slot.
-    pub(super) fn encode(&self, slots: &[u32]) -> Result<Vec<Box<[u8]>>, Error> {
-        if let Kind::Cells(cells) = &self.kind {
-            return Ok(slots.iter().map(|s| cells.cells[*s as usize].clone()).collect());
+    /// Appends the states of some slots to one buffer per slot.
+    pub(super) fn encode(&self, slots: &[u32], out: &mut [Vec<u8>]) -> Result<(), Error> {
+        match &self.kind {
+            Kind::Cells(cells) => {
+                for (slot, out) in slots.iter().zip(out) {
+                    let cell = &cells.cells[*slot as usize];
+                    put_varint(out, cell.len() as u64);
+                    out.extend_from_slice(cell);
+                }
+                Ok(())
+            }
+            Kind::Fixed(columns) => {
+                columns.iter().zip(&self.codecs).try_for_each(|(c, codec)| codec.put(&c.gather(slots)?, out))
+            }
         }
-        let rows = self.converter.convert_columns(&self.gather(slots)?)?;
-        Ok(rows.iter().map(|r| r.as_ref().into()).collect())
     }
 
-    /// Reads a state written by [`States::encode`]. May panic on malformed bytes: the caller catches.
-    pub(super) fn decode(&self, bytes: &[u8]) -> Result<Vec<ArrayRef>, Error> {
-        Ok(self.converter.convert_rows(std::iter::once(self.parser.parse(bytes)))?)
+    /// Takes a state written by [`States::encode`] off the front; `None` when the bytes are not one. May panic on malformed
+    /// bytes: the caller catches.
+    pub(super) fn decode(&self, bytes: &mut &[u8]) -> Option<Vec<ArrayRef>> {
+        if let Kind::Fixed(_) = self.kind {
+            return self.codecs.iter().map(|c| c.get(bytes)).collect();
+        }
+        let n = usize::try_from(varint(bytes)?).ok()?;
+        let (cell, rest) = bytes.split_at_checked(n)?;
+        *bytes = rest;
+        self.converter.convert_rows([self.parser.parse(cell)]).ok()
     }
 
     /// The only column of a state of one fixed-width field.

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, new_empty_array};
 use datafusion::arrow::buffer::BooleanBuffer;
 use datafusion::arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
-use datafusion::common::Column;
+use datafusion::common::{Column, ScalarValue};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Literal;
 
 use crate::clock::Micros;
 
@@ -151,6 +152,8 @@ pub struct Engine {
     store_of: Vec<usize>,
     pub(super) clocks: Clocks,
     pub(super) restoring: Restoring,
+    /// Per store: whether the checkpoint has its present layout.
+    pub(super) layouts_saved: Vec<bool>,
     null_time: u64,
     errors: u64,
     late: Vec<u64>,
@@ -178,6 +181,7 @@ impl Engine {
             store_of: vec![0; queries.len()],
             clocks: Clocks::default(),
             restoring: Restoring::default(),
+            layouts_saved: Vec::new(),
             clock_columns: Vec::new(),
             null_time: 0,
             errors: 0,
@@ -281,13 +285,18 @@ impl Engine {
                 Window::Session { gap } | Window::SessionUntil { gap } => {
                     let mut arguments: Vec<(usize, String, DataType)> = Vec::new();
                     let calls = indices.iter().flat_map(|i| &self.queries[*i].aggregates);
-                    // without any argument a row still needs something to be written as
-                    let fallback = key_sets[set].first().filter(|_| self.queries[indices[0]].aggregates.is_empty());
-                    for e in calls.flat_map(|c| c.args.iter().chain(&c.filter)).chain(fallback) {
+                    let mut constants: Vec<(usize, ScalarValue)> = Vec::new();
+                    for e in calls.flat_map(|c| c.args.iter().chain(&c.filter)) {
                         let at = register(e);
-                        if arguments.iter().all(|a| a.0 != at) {
+                        if let Some(literal) = e.physical.downcast_ref::<Literal>() {
+                            constants.push((at, literal.value().clone()));
+                        } else if arguments.iter().all(|a| a.0 != at) {
                             arguments.push((at, e.text.clone(), e.ty.clone()));
                         }
+                    }
+                    // a row without any argument still needs something to be written as
+                    if let Some(key) = key_sets[set].first().filter(|_| arguments.is_empty()) {
+                        arguments.push((register(key), key.text.clone(), key.ty.clone()));
                     }
                     let shape = Shape {
                         gap,
@@ -296,6 +305,7 @@ impl Engine {
                         marker: first.marker.as_ref().map(&mut register),
                         between: first.between.iter().map(&mut register).collect(),
                         arguments,
+                        constants,
                     };
                     Store::Sessions(Box::new(SessionStore::new(shape, members, pool)?))
                 }
@@ -304,6 +314,7 @@ impl Engine {
             let filters = first.below.iter().chain(first.between.iter().filter(|_| !session));
             self.filters.push(filters.map(&mut register).collect());
             self.stores.push(store);
+            self.layouts_saved.push(false);
         }
         self.blank = expressions.iter().map(|_| new_empty_array(&DataType::Null)).collect();
         self.expressions = expressions;

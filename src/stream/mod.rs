@@ -11,6 +11,7 @@ mod assign;
 mod batch;
 mod checkpoint;
 mod columns;
+mod compact;
 mod compile;
 mod emit;
 mod engine;

@@ -20,7 +20,7 @@ use super::keys::{KeySet, NONE};
 use super::output::{Empty, NO_ROW, QueryRows, Trace};
 use super::pool::{Feed, NO_SLOT, NOTHING, Old, Pool};
 use super::time::closed_until;
-use super::tree::{Jobs, LINEAR, Panes, Tree};
+use super::tree::{Jobs, LINEAR, Then, Tree, Work};
 use super::window::Grid;
 
 /// No timer.
@@ -44,36 +44,16 @@ struct Group {
     tree: Option<Box<Tree>>,
 }
 
-/// The panes of a group as they are.
-struct Now<'a> {
-    panes: &'a [Pane],
-    pane: Micros,
-}
-
-impl Now<'_> {
-    fn range(&self, from: i64, to: i64) -> &[Pane] {
-        let (from, to) = (from * self.pane, to * self.pane);
-        let start = self.panes.partition_point(|p| p.start < from);
-        let end = start + self.panes[start..].partition_point(|p| p.start < to);
-        &self.panes[start..end]
-    }
-}
-
-impl Panes for Now<'_> {
-    fn slots(&self, from: i64, to: i64, out: &mut Vec<u32>) {
-        out.extend(self.range(from, to).iter().map(|p| p.slot));
-    }
-    fn any(&self, from: i64, to: i64) -> bool {
-        !self.range(from, to).is_empty()
-    }
-    fn differs(&self, _: i64, _: i64) -> bool {
-        false
-    }
+/// The filled panes with start in [from, to).
+fn range(panes: &[Pane], from: Micros, to: Micros) -> &[Pane] {
+    let panes = &panes[panes.partition_point(|p| p.start < from)..];
+    &panes[..panes.partition_point(|p| p.start < to)]
 }
 
 /// The panes of a group as they were at a row of the sub-batch: touched ones stand in scratch slots, or are not there yet.
-struct Then<'a> {
-    now: Now<'a>,
+struct AtRow<'a> {
+    panes: &'a [Pane],
+    pane: Micros,
     /// Per slot: (stamp, local).
     local: &'a [(u32, u32)],
     stamp: u32,
@@ -81,24 +61,16 @@ struct Then<'a> {
     filled: &'a [bool],
 }
 
-impl Then<'_> {
-    fn slot(&self, pane: &Pane) -> Option<u32> {
-        match self.local[pane.slot as usize] {
-            (stamp, l) if stamp == self.stamp => self.filled[l as usize].then_some(self.temps[l as usize]),
-            _ => Some(pane.slot),
-        }
-    }
-}
-
-impl Panes for Then<'_> {
-    fn slots(&self, from: i64, to: i64, out: &mut Vec<u32>) {
-        out.extend(self.now.range(from, to).iter().filter_map(|p| self.slot(p)));
-    }
-    fn any(&self, from: i64, to: i64) -> bool {
-        self.now.range(from, to).iter().any(|p| self.slot(p).is_some())
-    }
+impl Then for AtRow<'_> {
     fn differs(&self, from: i64, to: i64) -> bool {
-        self.now.range(from, to).iter().any(|p| self.local[p.slot as usize].0 == self.stamp)
+        range(self.panes, from * self.pane, to * self.pane).iter().any(|p| self.local[p.slot as usize].0 == self.stamp)
+    }
+
+    fn slot(&self, now: u32) -> Option<u32> {
+        match self.local[now as usize] {
+            (stamp, l) if stamp == self.stamp => self.filled[l as usize].then_some(self.temps[l as usize]),
+            _ => Some(now),
+        }
     }
 }
 
@@ -293,7 +265,7 @@ impl PaneStore {
             return local;
         }
         if let Some(tree) = &mut self.groups[group as usize].tree {
-            tree.touch(start.div_euclid(self.grid.pane));
+            tree.touch(start.div_euclid(self.grid.pane), slot);
         }
         let local = self.touch.slots.len();
         self.local[slot as usize] = (self.stamp, local as u32);
@@ -355,18 +327,15 @@ impl PaneStore {
 
     /// Pushes the parts of a window of a group, in time order. Tree nodes among them are computed by `jobs`.
     fn parts(&mut self, group: u32, (start, end): (Micros, Micros), jobs: &mut Jobs, out: &mut Vec<u32>) {
-        let pane = self.grid.pane;
         let g = &mut self.groups[group as usize];
-        let now = Now { panes: &g.panes, pane };
-        let (from, to) = (start.div_euclid(pane), end.div_euclid(pane));
-        let range = now.range(from, to);
-        if range.len() <= LINEAR {
-            out.extend(range.iter().map(|p| p.slot));
+        let panes = range(&g.panes, start, end);
+        if panes.len() <= LINEAR {
+            out.extend(panes.iter().map(|p| p.slot));
             return;
         }
-        let mut tree = g.tree.take().unwrap_or_default();
-        tree.cover((from, to), &now, &mut self.pool, jobs, &mut Vec::new(), out);
-        g.tree = Some(tree);
+        let mut work = Work { pool: &mut self.pool, jobs, scratch: &mut Vec::new() };
+        let tree = g.tree.get_or_insert_with(|| planted(&g.panes, self.grid.pane));
+        tree.cover((start.div_euclid(self.grid.pane), end.div_euclid(self.grid.pane)), None, &mut work, out);
     }
 
     /// Results of the touched groups for queries whose value only rises.
@@ -520,18 +489,27 @@ impl PaneStore {
                 let (group, pane, row) = (self.touch.groups[local], self.touch.panes[local], self.touch.rows[i]);
                 let Some(limit) = self.grid.last_end(pane) else { continue };
                 let mut tree = self.groups[group as usize].tree.take();
-                let now = Now { panes: &self.groups[group as usize].panes, pane: self.grid.pane };
-                let then = Then { now, local: &self.local, stamp: self.stamp, temps: &temps, filled: &filled };
+                let pane_size = self.grid.pane;
+                let panes = &self.groups[group as usize].panes;
+                let then = AtRow {
+                    panes,
+                    pane: pane_size,
+                    local: &self.local,
+                    stamp: self.stamp,
+                    temps: &temps,
+                    filled: &filled,
+                };
                 let mut end = self.touch.opens[i];
                 while end <= limit {
                     let window = (end - self.grid.size, end);
-                    let (first, last) = (window.0.div_euclid(self.grid.pane), end.div_euclid(self.grid.pane));
                     let from = evals.begin();
-                    then.slots(first, last, &mut evals.parts);
+                    evals.parts.extend(range(panes, window.0, end).iter().filter_map(|p| then.slot(p.slot)));
                     if evals.parts.len() - from as usize > LINEAR {
                         evals.parts.truncate(from as usize);
-                        let tree = tree.get_or_insert_default();
-                        tree.cover((first, last), &then, &mut self.pool, &mut jobs, &mut scratch, &mut evals.parts);
+                        let tree = tree.get_or_insert_with(|| planted(panes, pane_size));
+                        let mut work = Work { pool: &mut self.pool, jobs: &mut jobs, scratch: &mut scratch };
+                        let bounds = (window.0.div_euclid(pane_size), end.div_euclid(pane_size));
+                        tree.cover(bounds, Some(&then), &mut work, &mut evals.parts);
                     }
                     evals.end(group, row, window, from);
                     end += self.grid.slide;
@@ -706,6 +684,15 @@ impl PaneStore {
             self.arm(group, keys);
         }
     }
+}
+
+/// The tree over some panes.
+fn planted(panes: &[Pane], pane: Micros) -> Box<Tree> {
+    let mut tree = Box::<Tree>::default();
+    for p in panes {
+        tree.touch(p.start.div_euclid(pane), p.slot);
+    }
+    tree
 }
 
 /// Name of a pane in a checkpoint.

@@ -1,8 +1,8 @@
 //! State out and in: keyed records of what changed, and their way back.
 //!
-//! Keys: `p` store, pane start, key bytes · `s` store, key bytes · `c` clock name · `n` record counts. A value is
-//! `[version][crc32 of the rest][body]`. A state is stored per aggregate fingerprint, so a store survives that one of its
-//! queries is added or removed; records of stores that no query has any more are deleted by the next checkpoint. Malformed
+//! Keys: `p` store, pane start, key bytes · `s` store, key bytes · `l` store: what its records hold · `c` clock name · `n`
+//! record counts. A value is `[version][crc32 of the rest][body]`. States are told apart by aggregate fingerprint, so a store
+//! survives that one of its queries is added or removed; records of stores that no query has any more are deleted by the next checkpoint. Malformed
 //! bytes are an error: everything is decoded before anything is applied, and a panic of the row decoder is caught here.
 
 use std::collections::BTreeMap;
@@ -10,11 +10,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, new_null_array};
-use datafusion::arrow::row::{RowConverter, SortField};
 
 use crate::clock::Micros;
 
 use super::Error;
+use super::compact::{Codec, put_varint, skip, unzigzag, varint, zigzag};
 use super::engine::{Engine, Store};
 use super::keys::{KeySet, clock_text};
 use super::panes::{PaneStore, pane_key};
@@ -70,6 +70,9 @@ pub(super) struct Restoring {
     known: BTreeMap<u32, BTreeMap<u64, Micros>>,
     /// Records of unknown stores.
     foreign: Vec<Vec<u8>>,
+    layouts: BTreeMap<(usize, u32), Layout>,
+    /// (store, layout, rest of the key, body) of records in another layout than the present one.
+    waiting: Vec<(usize, u32, Vec<u8>, Vec<u8>)>,
 }
 
 struct Out(Vec<u8>);
@@ -81,18 +84,17 @@ impl Out {
     fn u8(&mut self, v: u8) {
         self.0.push(v);
     }
-    fn u32(&mut self, v: usize) {
-        self.0.extend_from_slice(&u32::try_from(v).unwrap_or(u32::MAX).to_be_bytes());
+    fn u32(&mut self, v: u32) {
+        self.0.extend_from_slice(&v.to_be_bytes());
     }
     fn u64(&mut self, v: u64) {
         self.0.extend_from_slice(&v.to_be_bytes());
     }
-    fn i64(&mut self, v: i64) {
-        self.0.extend_from_slice(&v.to_be_bytes());
+    fn count(&mut self, v: usize) {
+        put_varint(&mut self.0, v as u64);
     }
-    fn bytes(&mut self, v: &[u8]) {
-        self.u32(v.len());
-        self.0.extend_from_slice(v);
+    fn int(&mut self, v: i64) {
+        put_varint(&mut self.0, zigzag(v));
     }
     fn done(mut self) -> Vec<u8> {
         self.0[0] = VERSION;
@@ -107,67 +109,114 @@ struct In<'a>(&'a [u8]);
 impl<'a> In<'a> {
     fn open(value: &'a [u8]) -> Result<Self, RestoreError> {
         let (head, body) = value.split_at_checked(5).ok_or_else(|| damaged("too short"))?;
-        if crc32fast::hash(body).to_be_bytes() != head[1..5] {
-            return Err(damaged("checksum"));
-        }
         if head[0] != VERSION {
             return Err(RestoreError::Version(head[0]));
         }
+        if crc32fast::hash(body).to_be_bytes() != head[1..5] {
+            return Err(damaged("checksum"));
+        }
         Ok(Self(body))
     }
-    fn take(&mut self, n: usize) -> Result<&'a [u8], RestoreError> {
-        let (head, rest) = self.0.split_at_checked(n).ok_or_else(|| damaged("too short"))?;
-        self.0 = rest;
-        Ok(head)
-    }
     fn array<const N: usize>(&mut self) -> Result<[u8; N], RestoreError> {
-        let mut out = [0; N];
-        out.copy_from_slice(self.take(N)?);
-        Ok(out)
+        let (head, rest) = self.0.split_first_chunk::<N>().ok_or_else(|| damaged("too short"))?;
+        self.0 = rest;
+        Ok(*head)
     }
     fn u8(&mut self) -> Result<u8, RestoreError> {
         Ok(self.array::<1>()?[0])
     }
-    fn u32(&mut self) -> Result<usize, RestoreError> {
-        Ok(u32::from_be_bytes(self.array()?) as usize)
+    fn u32(&mut self) -> Result<u32, RestoreError> {
+        Ok(u32::from_be_bytes(self.array()?))
     }
     fn u64(&mut self) -> Result<u64, RestoreError> {
         Ok(u64::from_be_bytes(self.array()?))
     }
-    fn i64(&mut self) -> Result<i64, RestoreError> {
-        Ok(i64::from_be_bytes(self.array()?))
+    fn count(&mut self) -> Result<usize, RestoreError> {
+        varint(&mut self.0).and_then(|v| usize::try_from(v).ok()).ok_or_else(|| damaged("a count"))
     }
-    fn bytes(&mut self) -> Result<&'a [u8], RestoreError> {
-        let n = self.u32()?;
-        self.take(n)
+    fn int(&mut self) -> Result<i64, RestoreError> {
+        varint(&mut self.0).map(unzigzag).ok_or_else(|| damaged("a number"))
     }
 }
 
-/// The states of some slots, per slot and aggregate.
-struct Encoded {
-    fingerprints: Vec<u64>,
-    states: Vec<Vec<Box<[u8]>>>,
+/// What the records of a store hold, in order: aggregates and argument columns by fingerprint. A record names it by its
+/// hash; the list itself is one record of the store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Layout {
+    aggregates: Vec<u64>,
+    /// With the form of its values.
+    arguments: Vec<(u64, u8)>,
 }
 
-impl Encoded {
-    fn new(pool: &Pool, slots: &[u32]) -> Result<Self, Error> {
-        Ok(Self {
-            fingerprints: pool.aggregates.iter().map(|a| a.fingerprint).collect(),
-            states: pool.aggregates.iter().map(|a| a.states.encode(slots)).collect::<Result<_, _>>()?,
-        })
+impl Layout {
+    fn hash(&self) -> u32 {
+        crc32fast::hash(&self.encode())
     }
 
-    fn put(&self, out: &mut Out, pool: &Pool, slot: u32, row: usize) {
-        let (lo, hi) = pool.evidence(slot);
-        out.i64(lo);
-        out.i64(hi);
-        out.u32(self.fingerprints.len());
-        for (a, print) in self.fingerprints.iter().enumerate() {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Out::new();
+        out.count(self.aggregates.len());
+        self.aggregates.iter().for_each(|print| out.u64(*print));
+        out.count(self.arguments.len());
+        for (print, form) in &self.arguments {
             out.u64(*print);
-            out.u8(u8::from(pool.aggregates[a].states.is_capped(slot)));
-            out.bytes(&self.states[a][row]);
+            out.u8(*form);
+        }
+        out.done()
+    }
+
+    fn read(input: &mut In<'_>) -> Result<Self, RestoreError> {
+        let mut layout = Self::default();
+        for _ in 0..input.count()? {
+            layout.aggregates.push(input.u64()?);
+        }
+        for _ in 0..input.count()? {
+            layout.arguments.push((input.u64()?, input.u8()?));
+        }
+        Ok(layout)
+    }
+}
+
+impl Store {
+    fn layout(&self) -> Layout {
+        match self {
+            Self::Panes(s) => Layout { aggregates: prints(&s.pool), arguments: Vec::new() },
+            Self::Sessions(s) => Layout { aggregates: prints(&s.pool), arguments: s.argument_prints() },
         }
     }
+
+    fn layout_key(&self) -> Vec<u8> {
+        let mut key = vec![b'l'];
+        key.extend_from_slice(&self.fingerprint().to_be_bytes());
+        key
+    }
+}
+
+fn prints(pool: &Pool) -> Vec<u64> {
+    pool.aggregates.iter().map(|a| a.fingerprint).collect()
+}
+
+/// The states of some slots as bytes: evidence, caps, every aggregate.
+fn encode_slots(pool: &Pool, slots: &[u32]) -> Result<Vec<Vec<u8>>, Error> {
+    let mut out: Vec<Vec<u8>> = vec![Vec::new(); slots.len()];
+    for (slot, out) in slots.iter().zip(&mut out) {
+        let (lo, hi) = pool.evidence(*slot);
+        put_varint(out, zigzag(lo));
+        put_varint(out, zigzag(hi.wrapping_sub(lo)));
+        let capped: Vec<usize> =
+            (0..pool.aggregates.len()).filter(|a| pool.aggregates[*a].states.is_capped(*slot)).collect();
+        put_varint(out, capped.len() as u64);
+        capped.into_iter().for_each(|a| put_varint(out, a as u64));
+    }
+    for aggregate in &pool.aggregates {
+        let mut states: Vec<Vec<u8>> = vec![Vec::new(); slots.len()];
+        aggregate.states.encode(slots, &mut states)?;
+        for (state, out) in states.iter().zip(&mut out) {
+            put_varint(out, state.len() as u64);
+            out.extend_from_slice(state);
+        }
+    }
+    Ok(out)
 }
 
 /// A slot's state, decoded.
@@ -178,17 +227,22 @@ struct Decoded {
 }
 
 impl Decoded {
-    fn read(input: &mut In<'_>, pool: &Pool) -> Result<Self, RestoreError> {
-        let evidence = (input.i64()?, input.i64()?);
-        let count = input.u32()?;
+    fn read(input: &mut In<'_>, layout: &Layout, pool: &Pool) -> Result<Self, RestoreError> {
+        let lo = input.int()?;
+        let evidence = (lo, lo.wrapping_add(input.int()?));
+        let mut capped = Vec::new();
+        for _ in 0..input.count()? {
+            capped.push(input.count()?);
+        }
         let mut states: Vec<Option<(bool, Vec<ArrayRef>)>> = pool.aggregates.iter().map(|_| None).collect();
-        for _ in 0..count {
-            let print = input.u64()?;
-            let capped = input.u8()? != 0;
-            let bytes = input.bytes()?;
-            if let Some(a) = pool.aggregates.iter().position(|a| a.fingerprint == print) {
-                states[a] =
-                    Some((capped, guarded("an aggregate's state", || pool.aggregates[a].states.decode(bytes))?));
+        for (i, print) in layout.aggregates.iter().enumerate() {
+            let n = input.count()?;
+            let (mut bytes, rest) = input.0.split_at_checked(n).ok_or_else(|| damaged("too short"))?;
+            input.0 = rest;
+            if let Some(a) = pool.aggregates.iter().position(|a| a.fingerprint == *print) {
+                let arrays = guarded("an aggregate's state", || Ok(pool.aggregates[a].states.decode(&mut bytes)))?;
+                let arrays = arrays.filter(|_| bytes.is_empty()).ok_or_else(|| damaged("an aggregate's state"))?;
+                states[a] = Some((capped.contains(&i), arrays));
             }
         }
         Ok(Self { evidence, states })
@@ -221,15 +275,15 @@ fn clock_of(keys: &KeySet, clock_column: usize, key: &[u8]) -> Result<String, Re
 type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 impl PaneStore {
-    fn changes(&mut self, keys: &KeySet, out: &mut Changes) -> Result<(), Error> {
+    fn changes(&mut self, keys: &KeySet, layout: u32, out: &mut Changes) -> Result<(), Error> {
         let (slots, tombs) = self.dirty.take();
         out.extend(tombs.into_iter().map(|key| (key, None)));
-        let encoded = Encoded::new(&self.pool, &slots)?;
-        for (row, slot) in slots.iter().enumerate() {
+        for (slot, state) in slots.iter().zip(encode_slots(&self.pool, &slots)?) {
             let (group, start, changed) = self.owner[*slot as usize];
             let mut value = Out::new();
-            value.i64(changed);
-            encoded.put(&mut value, &self.pool, *slot, row);
+            value.u32(layout);
+            value.int(changed.wrapping_sub(start));
+            value.0.extend_from_slice(&state);
             out.insert(pane_key(self.fingerprint, keys.bytes_of(group), start), Some(value.done()));
         }
         Ok(())
@@ -237,19 +291,21 @@ impl PaneStore {
 }
 
 impl SessionStore {
-    fn argument_prints(&self) -> Vec<u64> {
+    fn argument_codecs(&self) -> Result<Vec<Codec>, Error> {
+        self.argument_types.iter().map(Codec::new).collect()
+    }
+
+    fn argument_prints(&self) -> Vec<(u64, u8)> {
+        let codecs = self.argument_codecs().unwrap_or_default();
         self.argument_texts
             .iter()
             .zip(&self.argument_types)
-            .map(|(text, ty)| fingerprint([text.as_str(), ty.to_string().as_str()]))
+            .zip(codecs)
+            .map(|((text, ty), codec)| (fingerprint([text.as_str(), ty.to_string().as_str()]), codec.form()))
             .collect()
     }
 
-    fn argument_converters(&self) -> Result<Vec<RowConverter>, Error> {
-        self.argument_types.iter().map(|ty| Ok(RowConverter::new(vec![SortField::new(ty.clone())])?)).collect()
-    }
-
-    fn changes(&mut self, keys: &KeySet, out: &mut Changes) -> Result<(), Error> {
+    fn changes(&mut self, keys: &KeySet, layout: u32, out: &mut Changes) -> Result<(), Error> {
         let (groups, tombs) = self.dirty.take();
         out.extend(tombs.into_iter().map(|key| (key, None)));
         let (mut slots, mut rows): (Vec<u32>, Vec<Arc<[u8]>>) = Default::default();
@@ -262,51 +318,44 @@ impl SessionStore {
                 }
             }
         }
-        let encoded = Encoded::new(&self.pool, &slots)?;
-        let prints = self.argument_prints();
-        let columns = self
-            .argument_columns(&rows)?
-            .iter()
-            .zip(self.argument_converters()?)
-            .map(|(column, converter)| Ok(converter.convert_columns(std::slice::from_ref(column))?))
-            .collect::<Result<Vec<_>, Error>>()?;
-        let (mut slot_at, mut row_at) = (0, 0);
+        let mut states = encode_slots(&self.pool, &slots)?.into_iter();
+        let mut arguments: Vec<Vec<u8>> = vec![Vec::new(); rows.len()];
+        for (column, codec) in self.argument_columns(&rows)?.iter().zip(self.argument_codecs()?) {
+            codec.put(column, &mut arguments)?;
+        }
+        let mut arguments = arguments.into_iter();
         for group in &groups {
             let g = &self.groups[*group as usize];
             let mut value = Out::new();
-            value.u32(g.closed.len());
+            value.u32(layout);
+            value.count(g.closed.len());
             for c in &g.closed {
-                value.i64(c.start);
-                value.i64(c.last);
-                value.i64(c.end);
+                value.int(c.start);
+                value.int(c.last.wrapping_sub(c.start));
+                value.int(c.end.wrapping_sub(c.last));
                 value.u8(u8::from(c.marked));
             }
-            value.u32(prints.len());
-            prints.iter().for_each(|p| value.u64(*p));
-            value.u32(g.open.len());
+            value.count(g.open.len());
             for s in &g.open {
-                value.i64(s.start);
-                value.i64(s.last);
+                value.int(s.start);
+                value.int(s.last.wrapping_sub(s.start));
                 value.u8(u8::from(s.marked));
-                value.u32(s.sealed);
-                value.u32(s.items.len());
+                value.count(s.sealed);
+                value.count(s.items.len());
+                let (mut time, mut position) = (s.start, 0i64);
                 for item in &s.items {
-                    value.i64(item.time);
-                    value.i64(item.position);
+                    value.u8(match &item.content {
+                        Content::State(_) => 0,
+                        Content::Silent | Content::New(_) => 1,
+                        Content::Old(_) => 2,
+                    });
+                    value.int(item.time.wrapping_sub(time));
+                    value.int(item.position.wrapping_sub(position));
+                    (time, position) = (item.time, item.position);
                     match &item.content {
-                        Content::State(slot) => {
-                            value.u8(0);
-                            encoded.put(&mut value, &self.pool, *slot, slot_at);
-                            slot_at += 1;
-                        }
-                        Content::Silent | Content::New(_) => value.u8(1),
-                        Content::Old(_) => {
-                            value.u8(2);
-                            for column in &columns {
-                                value.bytes(column.row(row_at).as_ref());
-                            }
-                            row_at += 1;
-                        }
+                        Content::State(_) => value.0.extend(states.next().unwrap_or_default()),
+                        Content::Old(_) => value.0.extend(arguments.next().unwrap_or_default()),
+                        Content::Silent | Content::New(_) => {}
                     }
                 }
             }
@@ -318,56 +367,42 @@ impl SessionStore {
     /// Decodes a group's record and takes it back.
     fn restore(
         &mut self,
-        body: In<'_>,
+        mut input: In<'_>,
+        layout: &Layout,
         group: impl FnOnce() -> u32,
         keys: &mut KeySet,
         blank: &[ArrayRef],
     ) -> Result<(), RestoreError> {
-        let mut input = body;
         let mut closed = Vec::new();
-        for _ in 0..input.u32()? {
-            closed.push(Closed {
-                start: input.i64()?,
-                last: input.i64()?,
-                end: input.i64()?,
-                marked: input.u8()? != 0,
-            });
-        }
-        let mut prints = Vec::new();
-        for _ in 0..input.u32()? {
-            prints.push(input.u64()?);
+        for _ in 0..input.count()? {
+            let start = input.int()?;
+            let last = start.wrapping_add(input.int()?);
+            let end = last.wrapping_add(input.int()?);
+            closed.push(Closed { start, last, end, marked: input.u8()? != 0 });
         }
         let own = self.argument_prints();
-        let places: Vec<Option<usize>> = prints.iter().map(|p| own.iter().position(|o| o == p)).collect();
-        let converters = self.argument_converters().map_err(|e| damaged(e.to_string()))?;
+        let places: Vec<(Option<usize>, u8)> =
+            layout.arguments.iter().map(|(print, form)| (own.iter().position(|o| o.0 == *print), *form)).collect();
+        let codecs = self.argument_codecs().map_err(|e| damaged(e.to_string()))?;
         let mut sessions = Vec::new();
         let mut states: Vec<Decoded> = Vec::new();
-        for _ in 0..input.u32()? {
-            let (start, last, marked, sealed) = (input.i64()?, input.i64()?, input.u8()? != 0, input.u32()?);
+        for _ in 0..input.count()? {
+            let start = input.int()?;
+            let last = start.wrapping_add(input.int()?);
+            let (marked, sealed) = (input.u8()? != 0, input.count()?);
             let mut items = Vec::new();
-            for _ in 0..input.u32()? {
-                let (time, position) = (input.i64()?, input.i64()?);
-                let content = match input.u8()? {
+            let (mut time, mut position) = (start, 0i64);
+            for _ in 0..input.count()? {
+                let kind = input.u8()?;
+                time = time.wrapping_add(input.int()?);
+                position = position.wrapping_add(input.int()?);
+                let content = match kind {
                     0 => {
-                        states.push(Decoded::read(&mut input, &self.pool)?);
+                        states.push(Decoded::read(&mut input, layout, &self.pool)?);
                         Content::State(NO_SLOT)
                     }
                     1 => Content::Silent,
-                    2 => {
-                        let mut columns: Vec<ArrayRef> =
-                            self.argument_types.iter().map(|t| new_null_array(t, 1)).collect();
-                        for place in &places {
-                            let bytes = input.bytes()?;
-                            if let Some(at) = place {
-                                columns[*at] = guarded("a pending row", || {
-                                    let parser = converters[*at].parser();
-                                    Ok(converters[*at].convert_rows([parser.parse(bytes)])?.swap_remove(0))
-                                })?;
-                            }
-                        }
-                        let rows = self.argument_rows(&columns).map_err(|e| damaged(e.to_string()))?;
-                        Content::Old(rows.first().map(Arc::clone).ok_or_else(|| damaged("a pending row"))?)
-                    }
+                    2 => Content::Old(self.restore_row(&mut input, &places, &codecs)?),
                     _ => return Err(damaged("an item")),
                 };
                 items.push(Item { time, position, content });
@@ -395,6 +430,26 @@ impl SessionStore {
         self.restore_group(group, sessions, closed, keys);
         Ok(())
     }
+
+    fn restore_row(
+        &self,
+        input: &mut In<'_>,
+        places: &[(Option<usize>, u8)],
+        codecs: &[Codec],
+    ) -> Result<Arc<[u8]>, RestoreError> {
+        let mut columns: Vec<ArrayRef> = self.argument_types.iter().map(|t| new_null_array(t, 1)).collect();
+        for (place, form) in places {
+            match place {
+                Some(at) => {
+                    let value = guarded("a pending row", || Ok(codecs[*at].get(&mut input.0)))?;
+                    columns[*at] = value.ok_or_else(|| damaged("a pending row"))?;
+                }
+                None => skip(*form, &mut input.0).ok_or_else(|| damaged("a pending row"))?,
+            }
+        }
+        let rows = self.argument_rows(&columns).map_err(|e| damaged(e.to_string()))?;
+        rows.first().map(Arc::clone).ok_or_else(|| damaged("a pending row"))
+    }
 }
 
 impl Engine {
@@ -404,11 +459,15 @@ impl Engine {
         for key in std::mem::take(&mut self.restoring.foreign) {
             out.insert(key, None);
         }
-        for store in &mut self.stores {
+        for (store, known) in self.stores.iter_mut().zip(&mut self.layouts_saved) {
+            let layout = store.layout();
+            if !std::mem::replace(known, true) {
+                out.insert(store.layout_key(), Some(layout.encode()));
+            }
             let keys = &self.key_sets[store.key_set()];
             let done = match store {
-                Store::Panes(s) => s.changes(keys, &mut out),
-                Store::Sessions(s) => s.changes(keys, &mut out),
+                Store::Panes(s) => s.changes(keys, layout.hash(), &mut out),
+                Store::Sessions(s) => s.changes(keys, layout.hash(), &mut out),
             };
             debug_assert!(done.is_ok(), "states are encoded by the types they have: {done:?}");
         }
@@ -417,19 +476,19 @@ impl Engine {
                 continue;
             }
             let mut value = Out::new();
-            value.i64(clock.high);
-            value.i64(clock.watermark);
-            value.i64(clock.finished);
+            value.int(clock.high);
+            value.int(clock.watermark);
+            value.int(clock.finished);
             let mut blind: BTreeMap<u64, Micros> = BTreeMap::new();
             for member in self.stores.iter().flat_map(Store::members) {
                 let until = member.blind_until.get(id).copied().unwrap_or(NEVER);
                 let entry = blind.entry(member.query.fingerprint()).or_insert(until);
                 *entry = (*entry).min(until);
             }
-            value.u32(blind.len());
+            value.count(blind.len());
             for (print, until) in blind {
                 value.u64(print);
-                value.i64(until);
+                value.int(until);
             }
             let mut key = vec![b'c'];
             key.extend_from_slice(clock.name.as_bytes());
@@ -439,7 +498,7 @@ impl Engine {
             let mut value = Out::new();
             let clocks = self.clocks.list.iter().filter(|c| c.high != NEVER || c.watermark != NEVER).count();
             value.u64(clocks as u64);
-            value.u32(self.stores.len());
+            value.count(self.stores.len());
             for store in &self.stores {
                 let (print, stored) = match store {
                     Store::Panes(s) => (s.fingerprint, s.dirty.stored_now()),
@@ -455,19 +514,24 @@ impl Engine {
 
     /// Makes the next [`Engine::take_changes`] a full one.
     pub fn mark_all_dirty(&mut self) {
-        for store in &mut self.stores {
-            match store {
-                Store::Panes(s) => s.live_slots().into_iter().for_each(|slot| s.dirty.touch(slot)),
-                Store::Sessions(s) => {
-                    for group in 0..s.groups.len() as u32 {
-                        if s.groups[group as usize].holds_anything() {
-                            s.dirty.touch(group);
-                        }
+        for at in 0..self.stores.len() {
+            self.touch_all(at);
+            self.layouts_saved[at] = false;
+        }
+        self.clocks.list.iter_mut().for_each(|c| c.dirty = true);
+    }
+
+    fn touch_all(&mut self, at: usize) {
+        match &mut self.stores[at] {
+            Store::Panes(s) => s.live_slots().into_iter().for_each(|slot| s.dirty.touch(slot)),
+            Store::Sessions(s) => {
+                for group in 0..s.groups.len() as u32 {
+                    if s.groups[group as usize].holds_anything() {
+                        s.dirty.touch(group);
                     }
                 }
             }
         }
-        self.clocks.list.iter_mut().for_each(|c| c.dirty = true);
     }
 
     /// Takes back one record, in any order. Only before the first push; [`Engine::finish_restore`] comes after the last.
@@ -480,10 +544,10 @@ impl Engine {
         match kind {
             b'c' => {
                 let name = std::str::from_utf8(rest).map_err(|_| damaged("a clock name"))?;
-                let (high, watermark, finished) = (input.i64()?, input.i64()?, input.i64()?);
+                let (high, watermark, finished) = (input.int()?, input.int()?, input.int()?);
                 let mut known = BTreeMap::new();
-                for _ in 0..input.u32()? {
-                    known.insert(input.u64()?, input.i64()?);
+                for _ in 0..input.count()? {
+                    known.insert(input.u64()?, input.int()?);
                 }
                 let id = self.clocks.id(name);
                 let clock = &mut self.clocks.list[id as usize];
@@ -495,22 +559,33 @@ impl Engine {
             b'n' => {
                 let clocks = input.u64()?;
                 let mut counts = BTreeMap::from([(0, clocks)]);
-                for _ in 0..input.u32()? {
+                for _ in 0..input.count()? {
                     counts.insert(input.u64()?, input.u64()?);
                 }
                 self.restoring.counts = Some(counts);
                 Ok(())
             }
-            b'p' | b's' => {
-                let (print, rest) = rest.split_at_checked(8).ok_or_else(|| damaged("a key"))?;
-                let mut bytes = [0; 8];
-                bytes.copy_from_slice(print);
-                let print = u64::from_be_bytes(bytes);
+            b'p' | b's' | b'l' => {
+                let (print, rest) = rest.split_first_chunk::<8>().ok_or_else(|| damaged("a key"))?;
+                let print = u64::from_be_bytes(*print);
                 let Some(at) = self.stores.iter().position(|s| s.fingerprint() == print) else {
                     self.restoring.foreign.push(key.to_vec());
                     return Ok(());
                 };
-                self.restore_group(at, rest, input)?;
+                let own = self.stores[at].layout();
+                if *kind == b'l' {
+                    let layout = Layout::read(&mut input)?;
+                    self.layouts_saved[at] = layout == own;
+                    self.restoring.layouts.insert((at, layout.hash()), layout);
+                    return Ok(());
+                }
+                let hash = input.u32()?;
+                if hash == own.hash() {
+                    self.restore_group(at, rest, input, &own)?;
+                } else {
+                    // of a time with other queries: its layout may come later
+                    self.restoring.waiting.push((at, hash, rest.to_vec(), input.0.to_vec()));
+                }
                 *self.restoring.found.entry(print).or_default() += 1;
                 Ok(())
             }
@@ -518,18 +593,22 @@ impl Engine {
         }
     }
 
-    fn restore_group(&mut self, at: usize, rest: &[u8], mut input: In<'_>) -> Result<(), RestoreError> {
+    fn restore_group(
+        &mut self,
+        at: usize,
+        rest: &[u8],
+        mut input: In<'_>,
+        layout: &Layout,
+    ) -> Result<(), RestoreError> {
         let set = self.stores[at].key_set();
         let clock_column = self.clock_columns[set];
         let keys = &mut self.key_sets[set];
         match &mut self.stores[at] {
             Store::Panes(store) => {
-                let (start, key) = rest.split_at_checked(8).ok_or_else(|| damaged("a key"))?;
-                let mut bytes = [0; 8];
-                bytes.copy_from_slice(start);
-                let start = i64::from_be_bytes(bytes);
-                let changed = input.i64()?;
-                let state = Decoded::read(&mut input, &store.pool)?;
+                let (start, key) = rest.split_first_chunk::<8>().ok_or_else(|| damaged("a key"))?;
+                let start = i64::from_be_bytes(*start);
+                let changed = start.wrapping_add(input.int()?);
+                let state = Decoded::read(&mut input, layout, &store.pool)?;
                 if !input.0.is_empty() || store.grid.last_end(start).is_none() || store.grid.pane_of(start) != start {
                     return Err(damaged("a pane"));
                 }
@@ -542,7 +621,7 @@ impl Engine {
             Store::Sessions(store) => {
                 let clock = self.clocks.id(&clock_of(keys, clock_column, rest)?);
                 let group = keys.id(rest, clock);
-                store.restore(input, || group, keys, &self.blank)
+                store.restore(input, layout, || group, keys, &self.blank)
             }
         }
     }
@@ -554,7 +633,22 @@ impl Engine {
     pub fn finish_restore(&mut self) -> Result<(), RestoreError> {
         let mut restoring = std::mem::take(&mut self.restoring);
         self.restoring.foreign = std::mem::take(&mut restoring.foreign);
-        let missing = self.missing(&restoring);
+        let mut missing = self.missing(&restoring);
+        for (at, hash, key, body) in std::mem::take(&mut restoring.waiting) {
+            let done = match restoring.layouts.get(&(at, hash)) {
+                Some(layout) => {
+                    // it is saved anew in the present layout
+                    let layout = layout.clone();
+                    self.restore_group(at, &key, In(&body), &layout)
+                }
+                None => Err(damaged("the layout of a record is not in the checkpoint")),
+            };
+            missing = missing.or(done.err());
+        }
+        for at in restoring.layouts.keys().map(|(at, _)| *at).filter(|at| !self.layouts_saved[*at]).collect::<Vec<_>>()
+        {
+            self.touch_all(at);
+        }
         let clocks = self.clocks.list.len();
         for store in &mut self.stores {
             let gap = match store {

@@ -15,6 +15,8 @@ use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::{Accumulator, AggregateUDFImpl, EmitTo, GroupsAccumulator, Signature, Volatility};
 use datafusion::physical_expr::expressions::Literal;
 
+use super::compact::{put_varint, unzigzag, varint, zigzag};
+
 /// Half width of a bucket relative to its middle.
 const ALPHA: f64 = 0.01;
 /// Magnitudes below this count as zero.
@@ -92,12 +94,11 @@ impl Sketch {
     }
 
     fn merge(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut at = 0;
+        let mut bytes = bytes;
         let mut key = 0i64;
-        while at < bytes.len() {
-            let (delta, next) = varint(bytes, at)?;
-            let (count, next) = varint(bytes, next)?;
-            at = next;
+        while !bytes.is_empty() {
+            let delta = varint(&mut bytes).ok_or_else(broken)?;
+            let count = varint(&mut bytes).ok_or_else(broken)?;
             key = key.wrapping_add(unzigzag(delta));
             let key = i32::try_from(key).map_err(|_| broken())?;
             let slot = self.buckets.entry(key).or_insert(0);
@@ -166,39 +167,6 @@ fn middle(key: i32) -> f64 {
     let gamma = (1.0 + ALPHA) / (1.0 - ALPHA);
     let size = TINY * (f64::from(key.abs() - 1) * ln_gamma()).exp() * 2.0 / (gamma + 1.0);
     if key < 0 { -size } else { size }
-}
-
-fn zigzag(v: i64) -> u64 {
-    #[expect(clippy::cast_sign_loss, reason = "zigzag coding")]
-    let out = ((v << 1) ^ (v >> 63)) as u64;
-    out
-}
-
-fn unzigzag(v: u64) -> i64 {
-    #[expect(clippy::cast_possible_wrap, reason = "zigzag coding")]
-    let out = ((v >> 1) as i64) ^ -((v & 1) as i64);
-    out
-}
-
-fn put_varint(out: &mut Vec<u8>, mut v: u64) {
-    while v >= 0x80 {
-        out.push((v & 0x7f) as u8 | 0x80);
-        v >>= 7;
-    }
-    out.push(v as u8);
-}
-
-fn varint(bytes: &[u8], mut at: usize) -> Result<(u64, usize)> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let byte = *bytes.get(at).ok_or_else(broken)?;
-        at += 1;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Ok((value, at));
-        }
-    }
-    Err(broken())
 }
 
 fn broken() -> DataFusionError {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use datafusion::arrow::array::{Array, ArrayRef};
 use datafusion::arrow::datatypes::DataType;
 use datafusion::arrow::row::{RowConverter, RowParser, SortField};
+use datafusion::common::ScalarValue;
 
 use crate::clock::Micros;
 
@@ -167,6 +168,7 @@ pub(super) struct SessionStore {
     pub(super) arguments: Vec<usize>,
     pub(super) argument_types: Vec<DataType>,
     pub(super) argument_texts: Vec<String>,
+    constants: Vec<(usize, ScalarValue)>,
     converter: RowConverter,
     parser: RowParser,
     pub(super) groups: Vec<Group>,
@@ -195,11 +197,12 @@ pub(super) struct Shape {
     pub(super) between: Vec<usize>,
     /// (expression, text, type)
     pub(super) arguments: Vec<(usize, String, DataType)>,
+    /// Arguments that are the same for every row.
+    pub(super) constants: Vec<(usize, ScalarValue)>,
 }
 
 impl SessionStore {
     pub(super) fn new(shape: Shape, members: Vec<Member>, pool: Pool) -> Result<Self, Error> {
-        // a zero-column row format cannot carry rows: count(*) has a literal argument, so there is always one
         let fields = shape.arguments.iter().map(|(_, _, ty)| SortField::new(ty.clone())).collect();
         let converter = RowConverter::new(fields)?;
         let parser = converter.parser();
@@ -211,6 +214,7 @@ impl SessionStore {
             pool,
             marker: shape.marker,
             between: shape.between,
+            constants: shape.constants,
             argument_types: shape.arguments.iter().map(|a| a.2.clone()).collect(),
             argument_texts: shape.arguments.iter().map(|a| a.1.clone()).collect(),
             arguments: shape.arguments.into_iter().map(|a| a.0).collect(),
@@ -321,6 +325,8 @@ impl SessionStore {
         let fed = !matches!(item.content, Content::Silent);
         let (place, refold) = match (before, after) {
             (None, None) => {
+                // nearly every key has one session: no room for more
+                self.groups[group as usize].open.reserve_exact(1);
                 let session = Session {
                     start: time,
                     last: time,
@@ -509,6 +515,7 @@ impl SessionStore {
                 }
                 let session = g.open.remove(at);
                 self.sessions -= 1;
+                g.closed.reserve_exact(1);
                 g.closed.push(Closed { start: session.start, last: session.last, end, marked: session.marked });
                 self.closing.push((group, session, moves.row(clock, end)));
                 self.dirty.touch(group);
@@ -694,6 +701,9 @@ impl SessionStore {
         let mut values: Vec<ArrayRef> = batch.values.to_vec();
         for (argument, column) in self.arguments.iter().zip(columns) {
             values[*argument] = column;
+        }
+        for (argument, value) in &self.constants {
+            values[*argument] = value.to_array_of_size(rows.len())?;
         }
         let all: Vec<u32> = (0..rows.len() as u32).collect();
         let feed = Feed { rows: &all, locals, len: rows.len(), values: &values };
@@ -1093,6 +1103,7 @@ fn settle(s: &mut Session, drops: &mut Vec<u32>) {
         }
     }
     s.items.clear();
+    s.items.shrink_to(4);
     s.sealed = 0;
     if s.total != NO_SLOT {
         s.items.push(Item { time: s.last, position: 0, content: Content::State(s.total) });

@@ -1,12 +1,14 @@
 //! Merged states of aligned runs of panes, for windows of many panes.
 //!
-//! Node (level l, index i) is the fold, in time order, of the panes [i·4^l, (i+1)·4^l). Nodes are derived: recomputed from
-//! their children when a pane below them was touched, never checkpointed. Which nodes a window is made of depends only on its
-//! bounds and which panes exist, so the order of folding, and with it every bit of the result, does too.
+//! Node (level l, index i) is the fold, in time order, of the panes [i·4^l, (i+1)·4^l); level 0 is the panes themselves. Nodes
+//! are derived: recomputed from their children when a pane below them was touched, never checkpointed. Which nodes a window
+//! is made of depends only on its bounds and which panes exist, so the order of folding, and with it every bit of the result,
+//! does too.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
-use super::pool::Pool;
+use super::Error;
+use super::pool::{NO_SLOT, Pool};
 
 /// Windows with at most this many filled panes are folded pane by pane.
 pub(super) const LINEAR: usize = 60;
@@ -15,42 +17,72 @@ pub(super) const LINEAR: usize = 60;
 const BITS: u32 = 2;
 
 /// Enough levels for the most panes a window may have: 4^7 > 10,000.
-pub(super) const LEVELS: u32 = 7;
+const LEVELS: usize = 8;
 
-#[derive(Debug)]
-struct Node {
+#[derive(Debug, Clone, Copy)]
+struct Cell {
     slot: u32,
+    /// Whether any pane below is filled.
+    filled: bool,
+    /// Whether the slot holds the fold.
     fresh: bool,
 }
 
-/// The nodes of one group, one map per level from 1 up, by index.
+const EMPTY: Cell = Cell { slot: NO_SLOT, filled: false, fresh: false };
+
+/// The cells of one level from index `base` on.
+#[derive(Debug, Default)]
+struct Level {
+    base: i64,
+    cells: VecDeque<Cell>,
+}
+
+impl Level {
+    fn get(&self, index: i64) -> Cell {
+        usize::try_from(index - self.base).ok().and_then(|at| self.cells.get(at)).copied().unwrap_or(EMPTY)
+    }
+
+    fn at(&mut self, index: i64) -> &mut Cell {
+        if self.cells.is_empty() {
+            self.base = index;
+        }
+        while index < self.base {
+            self.cells.push_front(EMPTY);
+            self.base -= 1;
+        }
+        let at = (index - self.base) as usize;
+        if self.cells.len() <= at {
+            self.cells.resize(at + 1, EMPTY);
+        }
+        &mut self.cells[at]
+    }
+}
+
+/// The panes and nodes of one group.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
-    levels: Vec<BTreeMap<i64, Node>>,
+    levels: [Level; LEVELS],
 }
 
 /// Nodes to compute, by level: (slot, its parts).
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
-    levels: Vec<Vec<(u32, Vec<u32>)>>,
+    levels: [Vec<(u32, [u32; 1 << BITS])>; LEVELS],
 }
 
 impl Jobs {
-    fn add(&mut self, level: u32, slot: u32, parts: Vec<u32>) {
-        let at = level as usize;
-        if self.levels.len() <= at {
-            self.levels.resize_with(at + 1, Vec::new);
-        }
-        self.levels[at].push((slot, parts));
-    }
-
     /// Computes all nodes, children before parents.
-    pub(super) fn run(&mut self, pool: &mut Pool) -> Result<(), super::Error> {
-        for level in std::mem::take(&mut self.levels) {
+    pub(super) fn run(&mut self, pool: &mut Pool) -> Result<(), Error> {
+        for level in &mut self.levels {
+            if level.is_empty() {
+                continue;
+            }
             let (mut parts, mut of, mut write) = (Vec::new(), Vec::new(), Vec::new());
-            for (slot, children) in level {
-                of.extend(children.iter().map(|_| write.len()));
-                parts.extend(children);
+            for (slot, children) in level.drain(..) {
+                for child in children.into_iter().filter(|c| *c != NO_SLOT) {
+                    parts.push(child);
+                    of.push(write.len());
+                }
                 write.push(slot);
             }
             pool.merge(&parts, &of, &write)?;
@@ -59,121 +91,115 @@ impl Jobs {
     }
 }
 
-/// The filled panes of a group: (pane number, slot), ascending.
-pub(super) trait Panes {
-    /// Slots of the panes in [from, to), ascending.
-    fn slots(&self, from: i64, to: i64, out: &mut Vec<u32>);
-    /// Whether any pane in [from, to) is filled.
-    fn any(&self, from: i64, to: i64) -> bool;
-    /// Whether [from, to) holds a pane that is to be read as it was earlier: nodes over it are not kept.
+/// Panes that are to be read as they were earlier. Nodes over them are not kept.
+pub(super) trait Then {
+    /// Whether any pane in [from, to) differs from now.
     fn differs(&self, from: i64, to: i64) -> bool;
+    /// The slot a pane had then; `None` when it was not filled.
+    fn slot(&self, now: u32) -> Option<u32>;
+}
+
+/// What covering a window needs and leaves.
+pub(super) struct Work<'a> {
+    pub(super) pool: &'a mut Pool,
+    /// Nodes to compute before the parts are read.
+    pub(super) jobs: &'a mut Jobs,
+    /// Slots that only this window needs.
+    pub(super) scratch: &'a mut Vec<u32>,
 }
 
 impl Tree {
-    /// A pane was touched: the nodes above it are no longer right.
-    pub(super) fn touch(&mut self, pane: i64) {
-        for (i, level) in self.levels.iter_mut().enumerate() {
-            if let Some(node) = level.get_mut(&(pane >> (BITS * (i as u32 + 1)))) {
-                node.fresh = false;
-            }
+    /// A pane was filled or touched: the nodes above it are no longer right.
+    pub(super) fn touch(&mut self, pane: i64, slot: u32) {
+        *self.levels[0].at(pane) = Cell { slot, filled: true, fresh: true };
+        for (i, level) in self.levels.iter_mut().enumerate().skip(1) {
+            let cell = level.at(pane >> (BITS * i as u32));
+            cell.filled = true;
+            cell.fresh = false;
         }
     }
 
-    /// Forgets nodes that reach before `pane`: no later window holds them whole. Their slots go to `drops`.
+    /// Forgets panes before `pane` and nodes that reach before it: no later window holds them whole. The nodes' slots go to
+    /// `drops`.
     pub(super) fn forget_before(&mut self, pane: i64, drops: &mut Vec<u32>) {
         for (i, level) in self.levels.iter_mut().enumerate() {
-            let bits = BITS * (i as u32 + 1);
-            while let Some(first) = level.first_entry() {
-                if *first.key() << bits >= pane {
-                    break;
+            while !level.cells.is_empty() && level.base << (BITS * i as u32) < pane {
+                if let Some(cell) = level.cells.pop_front()
+                    && i > 0
+                    && cell.slot != NO_SLOT
+                {
+                    drops.push(cell.slot);
                 }
-                drops.push(first.remove().slot);
+                level.base += 1;
             }
         }
     }
 
-    /// Every slot the tree owns.
+    /// Every slot the nodes own.
     pub(super) fn into_slots(self) -> impl Iterator<Item = u32> {
-        self.levels.into_iter().flat_map(|l| l.into_values().map(|n| n.slot))
+        self.levels.into_iter().skip(1).flat_map(|l| l.cells).map(|c| c.slot).filter(|s| *s != NO_SLOT)
     }
 
-    /// Pushes the parts of the window [from, to), in time order; nodes to compute first go to `jobs`, slots that only this
-    /// window needs to `scratch`.
+    /// Pushes the parts of the window [from, to), in time order.
     pub(super) fn cover(
         &mut self,
         (from, to): (i64, i64),
-        panes: &dyn Panes,
-        pool: &mut Pool,
-        jobs: &mut Jobs,
-        scratch: &mut Vec<u32>,
+        then: Option<&dyn Then>,
+        work: &mut Work<'_>,
         out: &mut Vec<u32>,
     ) {
         let mut at = from;
         while at < to {
             // the largest aligned node that starts here and ends within the window
             let mut level = 0;
-            while level < LEVELS
-                && at & ((1 << (BITS * (level + 1))) - 1) == 0
-                && at + (1 << (BITS * (level + 1))) <= to
-            {
+            while level + 1 < LEVELS {
+                let size = 1i64 << (BITS * (level as u32 + 1));
+                if at & (size - 1) != 0 || at + size > to {
+                    break;
+                }
                 level += 1;
             }
-            let next = at + (1 << (BITS * level));
-            if panes.any(at, next) {
-                if level == 0 {
-                    panes.slots(at, next, out);
-                } else {
-                    out.push(self.node(level, at >> (BITS * level), panes, pool, jobs, scratch));
-                }
-            }
-            at = next;
+            out.extend(self.node(level, at >> (BITS * level as u32), then, work));
+            at += 1 << (BITS * level as u32);
         }
     }
 
-    /// The slot of a node that holds at least one pane, to be computed by `jobs` if it is not right.
-    fn node(
-        &mut self,
-        level: u32,
-        index: i64,
-        panes: &dyn Panes,
-        pool: &mut Pool,
-        jobs: &mut Jobs,
-        scratch: &mut Vec<u32>,
-    ) -> u32 {
-        let (from, to) = (index << (BITS * level), (index + 1) << (BITS * level));
-        let apart = panes.differs(from, to);
-        while self.levels.len() < level as usize {
-            self.levels.push(BTreeMap::new());
+    /// The slot of a node, to be computed if it is not right; `None` when no pane below it is filled.
+    fn node(&mut self, level: usize, index: i64, then: Option<&dyn Then>, work: &mut Work<'_>) -> Option<u32> {
+        let cell = self.levels[level].get(index);
+        if !cell.filled {
+            return None;
         }
-        if !apart
-            && let Some(node) = self.levels[level as usize - 1].get(&index)
-            && node.fresh
-        {
-            return node.slot;
+        if level == 0 {
+            return then.map_or(Some(cell.slot), |t| t.slot(cell.slot));
         }
-        let mut parts = Vec::new();
-        if level == 1 {
-            panes.slots(from, to, &mut parts);
-        } else {
-            for child in index << BITS..(index + 1) << BITS {
-                let (from, to) = (child << (BITS * (level - 1)), (child + 1) << (BITS * (level - 1)));
-                if panes.any(from, to) {
-                    parts.push(self.node(level - 1, child, panes, pool, jobs, scratch));
-                }
+        let bits = BITS * level as u32;
+        let then = then.filter(|t| t.differs(index << bits, (index + 1) << bits));
+        if then.is_none() && cell.fresh {
+            return Some(cell.slot);
+        }
+        let mut parts = [NO_SLOT; 1 << BITS];
+        for (i, part) in parts.iter_mut().enumerate() {
+            if let Some(slot) = self.node(level - 1, (index << BITS) + i as i64, then, work) {
+                *part = slot;
             }
         }
-        let slot = if apart {
-            let slot = pool.alloc();
-            scratch.push(slot);
+        if parts.iter().all(|p| *p == NO_SLOT) {
+            return None;
+        }
+        let slot = if then.is_some() {
+            let slot = work.pool.alloc();
+            work.scratch.push(slot);
             slot
         } else {
-            let node = self.levels[level as usize - 1]
-                .entry(index)
-                .or_insert_with(|| Node { slot: pool.alloc(), fresh: true });
-            node.fresh = true;
-            node.slot
+            let cell = self.levels[level].at(index);
+            if cell.slot == NO_SLOT {
+                cell.slot = work.pool.alloc();
+            }
+            cell.fresh = true;
+            cell.slot
         };
-        jobs.add(level, slot, parts);
-        slot
+        work.jobs.levels[level].push((slot, parts));
+        Some(slot)
     }
 }

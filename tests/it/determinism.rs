@@ -14,7 +14,9 @@ use runwarden::telemetry::tenant_partition;
 
 use crate::support::{assert_same, load_settings, texts};
 
-const POLICIES: &[(&str, &str)] = &[("p.yaml", r#"
+const POLICIES: &[(&str, &str)] = &[(
+    "p.yaml",
+    r#"
 id: run
 name: Run
 enforcement_mode: BLOCK
@@ -34,7 +36,8 @@ name: Tenant
 limits:
   - {id: burn, limit_type: TOKENS_PER_5M, category: RATE, metric: tenant_tokens_5m, max: 4000}
   - {id: p95, limit_type: LATENCY, metric: latency_p95_ms, max: 700}
-"#)];
+"#,
+)];
 
 fn settings() -> Arc<Settings> {
     static SETTINGS: OnceLock<Arc<Settings>> = OnceLock::new();
@@ -107,8 +110,19 @@ fn said(records: impl IntoIterator<Item = OutRecord>) -> Vec<String> {
 fn brief(topic: Topic, v: &serde_json::Value) -> String {
     let fields: &[&str] = match topic {
         Topic::Signals => &[
-            "event_time", "kind", "metric", "mode", "limit_id", "value", "window_start", "window_end", "reason", "complete", "overshoot",
-            "peak_utilization", "signal_id",
+            "event_time",
+            "kind",
+            "metric",
+            "mode",
+            "limit_id",
+            "value",
+            "window_start",
+            "window_end",
+            "reason",
+            "complete",
+            "overshoot",
+            "peak_utilization",
+            "signal_id",
         ],
         Topic::Alerts => &["status", "correlation_key", "revision", "alert_count", "severity", "last_seen", "alert_id"],
         Topic::Interventions => &["type", "reason", "intervention_id"],

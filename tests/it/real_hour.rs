@@ -142,7 +142,8 @@ fn every_level_that_rises_ends_and_every_alert_is_resolved() {
     for decision in &report.decisions {
         match decision {
             Decision::Signal(s) => {
-                let level = up.entry(format!("{} {} {} {}", s.policy_id, s.limit_id, s.tenant_id, s.scope.id)).or_default();
+                let level =
+                    up.entry(format!("{} {} {} {}", s.policy_id, s.limit_id, s.tenant_id, s.scope.id)).or_default();
                 match s.kind {
                     Kind::Near => *level += 1,
                     Kind::Breach => {}

@@ -577,7 +577,7 @@ proptest! {
             prop_assert!(next.restore(key, &value).is_err());
         }
         // and one record missing is noticed
-        for missing in 0..saved.len().min(5) {
+        for missing in (0..saved.len()).filter(|i| saved[*i].0[0] != b'l').take(6) {
             let mut next = Engine::new(queries.clone(), settings.clone()).unwrap();
             for (i, (key, value)) in saved.iter().enumerate() {
                 if i != missing {
@@ -635,8 +635,7 @@ fn a_removed_query_leaves_tombstones_and_the_rest_alone() {
     }
     one.finish_restore().unwrap();
     let gone: Vec<_> = one.take_changes().into_iter().filter(|(_, v)| v.is_none()).map(|(k, _)| k).collect();
-    assert_eq!(gone.len(), 1);
-    assert_eq!(gone[0][0], b's');
+    assert_eq!(gone.iter().map(|k| k[0]).collect::<Vec<_>>(), [b'l', b's']);
     let out = one.close_all().unwrap();
     assert_eq!(number(out.closed[0].rows.column(3), 0), 1.0);
 }

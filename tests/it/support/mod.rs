@@ -65,7 +65,15 @@ pub fn essence(decision: &Decision) -> Option<String> {
     match decision {
         Decision::Signal(s) => Some(format!(
             "signal {} {} {} {} {}:{} {:?} {:?} {:?}",
-            s.signal_id, s.kind.as_str(), s.mode, s.metric, s.scope.kind, s.scope.id, s.value, s.overshoot, s.reason
+            s.signal_id,
+            s.kind.as_str(),
+            s.mode,
+            s.metric,
+            s.scope.kind,
+            s.scope.id,
+            s.value,
+            s.overshoot,
+            s.reason
         )),
         Decision::Intervention(i) => Some(format!(
             "intervention {} {} {}:{} {} {}",
@@ -73,7 +81,12 @@ pub fn essence(decision: &Decision) -> Option<String> {
         )),
         Decision::Alert(a) => Some(format!(
             "alert {} {} {} {} {} {}",
-            a.alert_id, a.revision, a.status.as_str(), a.correlation_key, a.alert_count, a.members_total
+            a.alert_id,
+            a.revision,
+            a.status.as_str(),
+            a.correlation_key,
+            a.alert_count,
+            a.members_total
         )),
         Decision::Audit(a) => Some(format!("audit {} {} {}", a.audit_id, a.kind, a.reason)),
         Decision::CommandResult(_) => None,
@@ -89,7 +102,9 @@ pub fn essences<'a>(decisions: impl IntoIterator<Item = &'a Decision>) -> Vec<St
 
 /// Policies that the real hour trips: two run limits that stop, one agent limit that pauses, one tenant limit that warns, one in
 /// shadow.
-pub const REAL_POLICIES: &[(&str, &str)] = &[("policies.yaml", r#"
+pub const REAL_POLICIES: &[(&str, &str)] = &[(
+    "policies.yaml",
+    r#"
 id: run-ceiling
 name: Run token ceiling
 enforcement_mode: BLOCK
@@ -114,7 +129,8 @@ id: shadow-steps
 name: Steps of a run, in shadow
 limits:
   - {id: steps, limit_type: RUNS_STEPS, metric: run_steps, max: 30, enforcement: BLOCK, on_breach: STOP}
-"#)];
+"#,
+)];
 
 /// Settings of a core over these texts, with the default configuration.
 pub fn load_settings(texts: &Texts) -> Settings {
