@@ -80,7 +80,9 @@ impl Slots {
             if changes.iter().any(|change| change.key == key) {
                 continue;
             }
-            for slot in [0, 1] {
+            // The old value goes before the word that it is deleted.
+            let current = u8::from(self.second.contains(&hash(&key)));
+            for slot in [1 - current, current] {
                 let parts = self.parts.remove(&(slot, key.clone())).unwrap_or(1);
                 out.extend((0..parts).map(|part| (state_key(slot, part, &key), None)));
             }
