@@ -12,7 +12,11 @@ pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
     let config = load::config(arguments.config.path())?;
     let texts = load::texts(&config)?;
     let loaded = load::build(&texts, load::tuning(&config))?;
-    let warnings = loaded.findings.iter().filter(|f| f.severity == Severity::Warning).count();
+    let idle = config.without_effect();
+    let warnings = loaded.findings.iter().filter(|f| f.severity == Severity::Warning).count() + idle.len();
+    for key in idle {
+        println!("warning: {key} is set, and nothing acts upon it in this version");
+    }
     for finding in &loaded.findings {
         println!("{finding}");
     }
@@ -33,7 +37,7 @@ pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
 }
 
 fn print(config: &Config, texts: &Texts, loaded: &Loaded) {
-    println!("configuration {}", config.digest());
+    println!("configuration {:012x}", config.digest());
     for (metric, (file, _)) in loaded.settings.metrics.iter().zip(&texts.metrics) {
         let decides = if metric.query.early() {
             "at the row that crosses".to_owned()

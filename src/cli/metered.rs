@@ -100,8 +100,8 @@ impl Metered {
         let mut unmatched = self.counting.unmatched.lock().unwrap_or_else(PoisonError::into_inner);
         for limit in new.iter().flat_map(|set| &set.limits) {
             unmatched.retain(|(tenant, id)| {
-                let same = *tenant == limit.policy_tenant && *id == limit.policy_id;
-                !same && limit.contributors.iter().all(|c| c.policy_id != *id)
+                let gave = limit.contributors.iter().any(|c| c.policy_tenant == *tenant && c.policy_id == *id);
+                !gave && (limit.policy_tenant != *tenant || limit.policy_id != *id)
             });
         }
         self.counting.metrics.unmatched_policies.set(i64::try_from(unmatched.len()).unwrap_or(i64::MAX));

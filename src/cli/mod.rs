@@ -182,8 +182,26 @@ impl Failure {
         Self::Invalid(error.to_string())
     }
 
-    fn reach(error: impl std::fmt::Display) -> Self {
-        Self::Reach(error.to_string())
+    fn reach(error: impl std::error::Error) -> Self {
+        Self::Reach(Chain(&error).to_string())
+    }
+}
+
+/// An error with what caused it, each said once.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut said = self.0.to_string();
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !said.contains(&text) {
+                said = format!("{said}: {text}");
+            }
+            cause = error.source();
+        }
+        f.write_str(&said)
     }
 }
 

@@ -1,12 +1,16 @@
 //! `runwarden run`: the sidecar.
 
 use std::process::ExitCode;
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use crate::cli::service::{self, Service, Signals};
-use crate::cli::{Failure, RunArguments, load};
-use crate::kafka::{Ended, Error};
+use crate::cli::{Chain, Failure, RunArguments, load};
+use crate::kafka::provision::{Broker, create_and_verify, verify};
+use crate::kafka::{ClientSettings, Ended, Error, Topics};
 
+/// Between two attempts to make sure of the topics.
+const AGAIN: Duration = Duration::from_secs(5);
 /// How often the main thread looks for a signal.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -16,11 +20,15 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     crate::logging::init(&config.log, std::env::var("RUST_LOG").ok().as_deref()).map_err(Failure::invalid)?;
     let texts = load::texts(&config)?;
     let mut loaded = load::build(&texts, load::tuning(&config))?;
+    for key in config.without_effect() {
+        tracing::warn!(key, "is set, and nothing acts upon it in this version");
+    }
     for finding in &loaded.findings {
         tracing::warn!("{finding}");
     }
     let mut shell = load::shell(&config);
     shell.until_end = arguments.until_end;
+    let (client, topics) = (shell.client.clone(), shell.topics.clone());
     loaded.settings.event_clock = arguments.until_end;
     if arguments.until_end {
         loaded.settings.future_at = Some(crate::clock::Wall::now());
@@ -29,7 +37,12 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let policies = loaded.policies.policies().len();
     let service = Service::start(loaded, shell, service::listen(config.http)?, &format!("{:012x}", config.digest()))?;
     tracing::info!(address = %service.address, policies, "runwarden is up");
+    let refused = provision(&client, &topics)?;
     let outcome = loop {
+        if let Ok(error) = refused.try_recv() {
+            service.drain(config.kafka.drain_timeout).map_err(Failure::reach)?;
+            return Err(Failure::reach(error));
+        }
         if let Some(outcome) = service.wait(LOOK) {
             break outcome;
         }
@@ -39,6 +52,34 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         }
     };
     ended(outcome)
+}
+
+/// Creates topics that are missing and verifies the others, while the shell waits for them. Gives what makes them unusable;
+/// a broker that does not answer, or does not let us, is asked again.
+fn provision(client: &ClientSettings, topics: &Topics) -> Result<Receiver<Error>, Failure> {
+    let (sender, refused) = mpsc::channel();
+    let (broker, topics) = (Broker::new(client.clone()), topics.clone());
+    let work = move || {
+        loop {
+            let outcome = match verify(&broker, &topics) {
+                Err(Error::MissingTopic(_)) => create_and_verify(&broker, &topics),
+                outcome => outcome,
+            };
+            match outcome {
+                Ok(partitions) => return tracing::debug!(partitions, "topics are as they have to be"),
+                Err(error @ (Error::Partitions { .. } | Error::Cleanup { .. } | Error::Settings(_))) => {
+                    if sender.send(error).is_err() {
+                        tracing::debug!("the process is ending");
+                    }
+                    return;
+                }
+                Err(error) => tracing::warn!(error = %Chain(&error), "cannot make sure of the topics, trying again"),
+            }
+            std::thread::sleep(AGAIN);
+        }
+    };
+    std::thread::Builder::new().name("topics".into()).spawn(work).map_err(Failure::reach)?;
+    Ok(refused)
 }
 
 fn ended(outcome: Result<Ended, Error>) -> Result<ExitCode, Failure> {

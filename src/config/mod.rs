@@ -7,6 +7,7 @@
 //! `config/runwarden.toml` is the manual: every key with its default.
 
 mod fault;
+mod later;
 mod reader;
 mod secret;
 

@@ -24,7 +24,7 @@ pub enum Error {
     /// Topics exist with partition counts that cannot work together.
     #[error(
         "topic {other} has {other_partitions} partitions but {telemetry} has {partitions}: they must be equal, because a tenant's records \
-         of both must meet at one owner; recreate {other} or run `runwarden topics resize`"
+         of both must meet at one owner; recreate {other}"
     )]
     Partitions {
         /// The telemetry topic.
