@@ -8,6 +8,7 @@ use crate::cli::service::{self, Service, Signals};
 use crate::cli::{Chain, Failure, RunArguments, load};
 use crate::kafka::provision::{Broker, create_and_verify, verify};
 use crate::kafka::{ClientSettings, Ended, Error, Topics};
+use crate::policy::Severity;
 
 /// Between two attempts to make sure of the topics.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -24,7 +25,10 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         tracing::warn!(key, "is set, and nothing acts upon it in this version");
     }
     for finding in &loaded.findings {
-        tracing::warn!("{finding}");
+        match finding.severity {
+            Severity::Note => tracing::info!("{finding}"),
+            Severity::Warning | Severity::Error => tracing::warn!("{finding}"),
+        }
     }
     let mut shell = load::shell(&config);
     shell.until_end = arguments.until_end;
