@@ -19,12 +19,14 @@ use crate::clock::Micros;
 
 use super::Error;
 use super::checkpoint::Dirty;
+use super::compact::Codec;
 use super::emit::{self, Eval, Evals, Member, emit, taken};
 use super::engine::{Batch, Moves};
 use super::keys::{KeySet, NONE};
 use super::output::{Empty, QueryRows, Trace};
 use super::panes::by_group;
 use super::pool::{Feed, NO_SLOT, NOTHING, Old, Pool, boolean};
+use super::query::fingerprint;
 use super::time::NEVER;
 
 /// A sequence longer than this whose passed part is more than half is folded to one state.
@@ -179,7 +181,9 @@ pub(super) struct SessionStore {
     /// Expressions whose values pending rows keep, and their types.
     pub(super) arguments: Vec<usize>,
     pub(super) argument_types: Vec<DataType>,
-    pub(super) argument_texts: Vec<String>,
+    /// Fingerprint and written form of each argument.
+    pub(super) argument_prints: Vec<(u64, u8)>,
+    pub(super) codecs: Vec<Codec>,
     constants: Vec<(usize, ScalarValue)>,
     converter: RowConverter,
     parser: RowParser,
@@ -215,6 +219,13 @@ pub(super) struct Shape {
 
 impl SessionStore {
     pub(super) fn new(shape: Shape, members: Vec<Member>, pool: Pool) -> Result<Self, Error> {
+        let codecs = shape.arguments.iter().map(|a| Codec::new(&a.2)).collect::<Result<Vec<_>, _>>()?;
+        let argument_prints = shape
+            .arguments
+            .iter()
+            .zip(&codecs)
+            .map(|((_, text, ty), codec)| (fingerprint([text.as_str(), ty.to_string().as_str()]), codec.form()))
+            .collect();
         let fields = shape.arguments.iter().map(|(_, _, ty)| SortField::new(ty.clone())).collect();
         let converter = RowConverter::new(fields)?;
         let parser = converter.parser();
@@ -229,7 +240,8 @@ impl SessionStore {
             between: shape.between,
             constants: shape.constants,
             argument_types: shape.arguments.iter().map(|a| a.2.clone()).collect(),
-            argument_texts: shape.arguments.iter().map(|a| a.1.clone()).collect(),
+            argument_prints,
+            codecs,
             arguments: shape.arguments.into_iter().map(|a| a.0).collect(),
             converter,
             parser,
