@@ -8,6 +8,7 @@
 
 mod demo_traffic;
 mod determinism;
+mod end_to_end;
 mod kafka_mock;
 mod kafka_real;
 mod manual;

@@ -1,0 +1,481 @@
+//! The shipped binary on a real Apache Kafka: what it decides is what a simulation of the same telemetry decides, exactly once,
+//! however often it is killed. Needs a broker, see `support::broker`, and the real traces.
+//!
+//! The long form of the crash test: `RUNWARDEN_KILL_ROUNDS=50 cargo test --test it end_to_end::kill -- --nocapture`.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use runwarden::cli::load::{self, Texts};
+use runwarden::clock::Wall;
+use runwarden::config::Config;
+use runwarden::decide::records::Decision;
+use runwarden::kafka::produce::Producer;
+use runwarden::kafka::reader::{OwnedRecord, read_topic};
+use runwarden::kafka::{ClientSettings, Topics};
+use runwarden::pipeline::simulate::Simulation;
+use serde_json::Value;
+
+use crate::support::broker::{shared, signal, skipped};
+use crate::support::{assert_same, real_hour, root};
+
+const LONG: Duration = Duration::from_secs(120);
+/// Lines of the real hour used here.
+const LINES: usize = 8_000;
+
+/// Tighter than `REAL_POLICIES`, so that a quarter of an hour gives some thousand decisions: a crash should hit one.
+const POLICIES: &str = r#"
+id: run-ceiling
+name: Run token ceiling
+enforcement_mode: BLOCK
+limits:
+  - {id: run-tokens, limit_type: TOKENS_PER_RUN, category: BUDGET, metric: run_tokens, max: 12000, enforcement: BLOCK, on_breach: STOP}
+  - {id: run-cost, limit_type: COST_PER_RUN, category: BUDGET, metric: run_cost_usd, max: 0.06, enforcement: BLOCK, on_breach: KILL}
+---
+id: agent-rate
+name: Agent token rate
+enforcement_mode: BLOCK
+limits:
+  - {id: agent-tokens, limit_type: TOKENS_PER_MINUTE, category: RATE, metric: agent_tokens_1m, max: 20000, enforcement: BLOCK, on_breach: PAUSE}
+---
+id: tenant-burn
+name: Tenant burn rate
+enforcement_mode: WARN
+limits:
+  - {id: burn, limit_type: TOKENS_PER_5M, category: RATE, metric: tenant_tokens_5m, max: 700000}
+  - {id: p95, limit_type: LATENCY, metric: latency_p95_ms, max: 9000}
+---
+id: shadow-steps
+name: Steps of a run, in shadow
+limits:
+  - {id: steps, limit_type: RUNS_STEPS, metric: run_steps, max: 20, enforcement: BLOCK, on_breach: STOP}
+"#;
+
+/// The begin of the real hour, its two tenants made six; `None` where the data is absent.
+fn lines() -> Option<Vec<String>> {
+    let split = |line: &String| {
+        let mut event: Value = serde_json::from_str(line).unwrap();
+        let agent = event["agent_id"].as_str().unwrap().bytes().last().unwrap();
+        event["tenant_id"] = format!("{}-{}", event["tenant_id"].as_str().unwrap(), agent % 3).into();
+        event.to_string()
+    };
+    Some(real_hour()?.iter().take(LINES).map(split).collect())
+}
+
+/// Where one test works: its topics, its files, its configuration.
+struct Site {
+    brokers: String,
+    client: ClientSettings,
+    topics: Topics,
+    dir: tempfile::TempDir,
+    lines: Vec<String>,
+}
+
+impl Site {
+    /// `settings`: TOML that follows `[time]`. `None`, said, without a broker or telemetry.
+    fn new(test: &str, partitions: i32, time: &str) -> Option<Self> {
+        let Some(brokers) = shared() else {
+            skipped(test);
+            return None;
+        };
+        let lines = lines()?;
+        let prefix = format!("{test}-{}-", std::process::id());
+        let topics = Topics { partitions, replication: 1, ..Topics::with_prefix(&prefix) };
+        let dir = tempfile::tempdir().unwrap();
+        let policies = dir.path().join("policies");
+        fs::create_dir(&policies).unwrap();
+        fs::write(policies.join("policies.yaml"), POLICIES).unwrap();
+        fs::write(dir.path().join("telemetry.jsonl"), lines.join("\n")).unwrap();
+        let names: String = topics.specs().iter().map(|s| format!("{} = {:?}\n", s.key, s.name)).collect();
+        let root = root().display();
+        let config = format!(
+            "[paths]
+queries = \"{root}/queries\"
+policies = \"{}\"
+prices = \"{root}/config/prices.toml\"
+[kafka]
+brokers = \"{brokers}\"
+group = \"{prefix}group\"
+slot = \"a\"
+checkpoint-interval = \"1s\"
+[topics]
+{names}partitions = {partitions}
+replication = 1
+[time]
+{time}
+[http]
+listen = \"127.0.0.1:0\"
+",
+            policies.display()
+        );
+        fs::write(dir.path().join("runwarden.toml"), config).unwrap();
+        let site = Self { client: ClientSettings::new(&brokers), brokers, topics, dir, lines };
+        site.done(&["topics", "create", "--config"]);
+        Some(site)
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("runwarden.toml")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_runwarden"));
+        command.args(arguments).current_dir(self.dir.path()).stdin(Stdio::null());
+        if arguments.last() == Some(&"--config") {
+            command.arg(self.config());
+        }
+        command
+    }
+
+    /// Runs a subcommand that has to succeed.
+    fn done(&self, arguments: &[&str]) {
+        let output = self.command(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "runwarden {arguments:?}: {}\n{errors}", output.status);
+        assert_sound(&errors);
+    }
+
+    fn replay(&self, key: &str) {
+        let topic = &self.topics.telemetry;
+        let to = ["--brokers", &self.brokers, "--topic", topic, "--key", key];
+        self.done(&[&["replay", "--telemetry", "telemetry.jsonl"], to.as_slice()].concat());
+        assert_eq!(self.read(topic).len(), self.lines.len());
+    }
+
+    fn read(&self, topic: &str) -> Vec<OwnedRecord> {
+        read_topic(&self.client, topic).unwrap()
+    }
+
+    /// The decisions on the topics that others see.
+    fn said(&self) -> Vec<Said> {
+        let t = &self.topics;
+        let topics =
+            [("signal", &t.signals), ("intervention", &t.interventions), ("alert", &t.alerts), ("audit", &t.audit)];
+        let of = |(what, topic): (&'static str, &String)| {
+            let parse = move |r: OwnedRecord| Said::new(what, serde_json::from_slice(&r.payload.unwrap()).unwrap());
+            self.read(topic).into_iter().map(parse).collect::<Vec<_>>()
+        };
+        topics.into_iter().flat_map(of).collect()
+    }
+
+    /// What a simulation with the same configuration decides on the same lines.
+    fn oracle(&self) -> Vec<Said> {
+        let config = Config::load(Some(&self.config()), Vec::new()).unwrap();
+        let paths = &config.paths;
+        let texts = Texts::read(&paths.queries, &paths.policies, &paths.prices).unwrap();
+        let mut settings = load::build(&texts, load::tuning(&config)).unwrap().settings;
+        settings.event_clock = true;
+        settings.future_at = Some(Wall(i64::MAX));
+        let mut simulation = Simulation::new(Arc::new(settings)).unwrap();
+        for chunk in self.lines.chunks(1_000) {
+            simulation.push(chunk.iter().map(|l| l.as_bytes())).unwrap();
+        }
+        let report = simulation.finish().unwrap();
+        assert!(report.dead.is_empty());
+        let said = |d: &Decision| match d {
+            Decision::Signal(s) => Said::new("signal", serde_json::to_value(&**s).unwrap()),
+            Decision::Alert(a) => Said::new("alert", serde_json::to_value(&**a).unwrap()),
+            Decision::Intervention(i) => Said::new("intervention", serde_json::to_value(&**i).unwrap()),
+            Decision::Audit(a) => Said::new("audit", serde_json::to_value(&**a).unwrap()),
+            Decision::CommandResult(_) => panic!("nobody sent a command"),
+        };
+        report.decisions.iter().map(said).collect()
+    }
+
+    /// A sidecar that runs until it is told to stop; `life` numbers its log.
+    fn sidecar(&self, life: usize) -> Running {
+        let log = self.dir.path().join(format!("run-{life}.log"));
+        let child = self
+            .command(&["run", "--config"])
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Running { child, log }
+    }
+
+    /// Sends the lines in order over `over`.
+    fn feed(&self, over: Duration) {
+        let producer = Producer::new(&self.client).unwrap();
+        let begun = Instant::now();
+        for (n, line) in self.lines.iter().enumerate() {
+            let event: Value = serde_json::from_str(line).unwrap();
+            let tenant = event["tenant_id"].as_str().unwrap();
+            let due = begun + over.mul_f64(n as f64 / self.lines.len() as f64);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            producer.send(&self.topics.telemetry, tenant.as_bytes(), line.as_bytes()).unwrap();
+        }
+        producer.flush(LONG).unwrap();
+    }
+
+    /// Waits until the signals topic holds everything that is decided while rows arrive.
+    fn await_raised(&self, wanted: &[Said]) {
+        let wanted = texts(wanted.iter().filter(|s| s.raised_by_rows() && s.what == "signal"));
+        let deadline = Instant::now() + LONG;
+        loop {
+            let found = texts(self.said().iter().filter(|s| s.raised_by_rows() && s.what == "signal"));
+            if found.len() >= wanted.len() || Instant::now() > deadline {
+                return assert_same(&found, &wanted, "raised signals");
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+
+    /// Everything said live was said once, belongs to the simulation, and nothing that rows raise is missing.
+    fn assert_live(&self, wanted: &[Said]) {
+        let found = self.said();
+        let mut ids = BTreeSet::new();
+        for said in &found {
+            assert!(ids.insert((said.what, said.id())), "said twice: {} {}", said.what, said.value);
+        }
+        let live = |all: &[Said]| texts(all.iter().filter(|s| s.raised_by_rows()));
+        assert_same(&live(&found), &live(wanted), "raised signals, interventions, audit");
+        let all = texts(wanted.iter());
+        let signals = texts(found.iter().filter(|s| s.what == "signal"));
+        let foreign: Vec<_> = signals.iter().filter(|s| all.binary_search(s).is_err()).take(3).collect();
+        assert!(foreign.is_empty(), "not in the simulation: {foreign:#?}");
+        assert!(self.read(&self.topics.dead_letter).is_empty());
+    }
+}
+
+/// A decision as JSON.
+struct Said {
+    what: &'static str,
+    value: Value,
+    text: String,
+}
+
+impl Said {
+    fn new(what: &'static str, value: Value) -> Self {
+        let mut timeless = value.clone();
+        // when it was decided, and where its rows lay, differ between a topic and a file
+        for name in ["evidence", "decided_at", "lag_ms", "created_at", "issued_at", "at"] {
+            timeless.as_object_mut().unwrap().remove(name);
+        }
+        Self { what, text: format!("{what} {timeless}"), value }
+    }
+
+    fn text_of(&self, pointer: &str) -> &str {
+        self.value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    fn id(&self) -> String {
+        let id = format!("{}_id", self.what);
+        let id = self.value.get(&id).unwrap_or_else(|| panic!("no {id} in {}", self.value));
+        format!("{id} {}", self.value.get("revision").unwrap_or(&Value::Null))
+    }
+
+    /// Decided by the row that crosses a line, not by a clock that closes a window.
+    fn raised_by_rows(&self) -> bool {
+        match self.what {
+            "signal" => self.text_of("/kind") != "RESOLVED" && self.text_of("/metric") != "latency_p95_ms",
+            "intervention" => true,
+            "audit" => self.value.pointer("/metric").is_none_or(|m| m != "latency_p95_ms"),
+            _ => false,
+        }
+    }
+
+    /// What does not depend on the order in which the rows of one window arrived.
+    fn orderless(&self) -> Option<String> {
+        let of = |names: &[&str]| {
+            let text = |n: &&str| self.value.pointer(n).map(Value::to_string).unwrap_or_default();
+            names.iter().map(text).collect::<Vec<_>>().join(" ")
+        };
+        let level = ["/tenant_id", "/scope/kind", "/scope/id", "/policy_id", "/limit_id", "/kind", "/mode"];
+        match self.what {
+            "signal" if self.text_of("/kind") == "RESOLVED" => {
+                Some(format!("{} {}", of(&level), of(&["/final_value", "/reason", "/window_end"])))
+            }
+            "signal" => Some(of(&level)),
+            "intervention" => Some(of(&["/tenant_id", "/type", "/target", "/policy_id", "/state"])),
+            _ => None,
+        }
+    }
+}
+
+fn texts<'a>(all: impl Iterator<Item = &'a Said>) -> Vec<String> {
+    let mut all: Vec<String> = all.map(|s| s.text.clone()).collect();
+    all.sort_unstable();
+    all
+}
+
+fn orderless(all: &[Said]) -> Vec<String> {
+    let mut all: Vec<String> = all.iter().filter_map(Said::orderless).collect();
+    all.sort_unstable();
+    all
+}
+
+/// Nothing a sidecar says may tell of a determinism fault or of lost history.
+fn assert_sound(log: &str) {
+    for alarm in ["ERROR", "mismatch", "history", "panicked"] {
+        assert!(!log.contains(alarm), "{alarm} in:\n{log}");
+    }
+}
+
+/// A sidecar process.
+struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    fn await_restored(&mut self, partitions: i32) {
+        let deadline = Instant::now() + LONG;
+        while self.said().matches("partition restored").count() < partitions as usize {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "not restored ({ended:?}):\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        assert_sound(&self.said());
+    }
+
+    /// SIGTERM; it has to end well in five seconds.
+    fn terminate(mut self) -> Duration {
+        let begun = Instant::now();
+        signal(&self.child, "TERM");
+        let status = self.child.wait().unwrap();
+        let took = begun.elapsed();
+        assert!(status.success(), "{status} after {took:?}:\n{}", self.said());
+        assert!(took < Duration::from_secs(5), "took {took:?}:\n{}", self.said());
+        assert_sound(&self.said());
+        took
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+    }
+}
+
+fn until_end_equals_simulate(test: &str, partitions: i32) {
+    let Some(site) = Site::new(test, partitions, "") else { return };
+    let wanted = site.oracle();
+    assert!(wanted.len() > 3_000, "{} decisions", wanted.len());
+    site.replay("tenant");
+    let begun = Instant::now();
+    site.done(&["run", "--until-end", "--config"]);
+    let took = begun.elapsed();
+    let found = site.said();
+    assert_same(&texts(found.iter()), &texts(wanted.iter()), "topics and simulation");
+    assert!(site.read(&site.topics.dead_letter).is_empty() && site.read(&site.topics.repartition).is_empty());
+    println!("{partitions} partitions: {} events, {} decisions equal, in {took:?}", site.lines.len(), found.len());
+    // a second run finds nothing left to do
+    site.done(&["run", "--until-end", "--config"]);
+    assert_eq!(site.said().len(), found.len(), "a second run says nothing anew");
+}
+
+#[test]
+fn until_end_on_one_partition_is_what_a_simulation_says() {
+    until_end_equals_simulate("until-end-1", 1);
+}
+
+#[test]
+fn until_end_on_six_partitions_is_what_a_simulation_says() {
+    until_end_equals_simulate("until-end-6", 6);
+}
+
+#[test]
+fn until_end_on_records_keyed_by_run_says_of_each_run_what_a_simulation_says() {
+    // the order between partitions is nobody's promise, so nothing may be late here
+    let Some(site) = Site::new("keyed-by-run", 6, "allowed-lateness = \"2h\"") else { return };
+    let wanted = site.oracle();
+    site.replay("run");
+    site.done(&["run", "--until-end", "--config"]);
+    let moved = site.read(&site.topics.repartition).len();
+    assert!(moved > site.lines.len() / 2, "only {moved} of {} were misplaced", site.lines.len());
+    assert!(site.read(&site.topics.dead_letter).is_empty());
+    let found = site.said();
+    assert_same(&orderless(&found), &orderless(&wanted), "levels and interventions");
+    // a run's own order is kept, and with it every value and id
+    let of_runs = |all: &[Said]| texts(all.iter().filter(|s| s.what == "signal" && s.text_of("/scope/kind") == "RUN"));
+    assert!(of_runs(&wanted).len() > 1_000);
+    assert_same(&of_runs(&found), &of_runs(&wanted), "signals of runs");
+    println!("keyed by run: {moved} of {} moved, {} signals of runs equal", site.lines.len(), of_runs(&found).len());
+}
+
+#[test]
+fn kill_minus_nine_at_random_moments_loses_and_repeats_no_decision() {
+    const PARTITIONS: i32 = 3;
+    // wall-clock silence while the sidecar is down must not close windows
+    let Some(site) = Site::new("sidecar-kill", PARTITIONS, "idle-timeout = \"1h\"") else { return };
+    let wanted = site.oracle();
+    let rounds: u32 = std::env::var("RUNWARDEN_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
+    let mut dice = 7_u64;
+    let mut roll = move |below: u64| {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        Duration::from_millis((dice >> 33) % below)
+    };
+    let mut starts = Vec::new();
+    let last = std::thread::scope(|scope| {
+        scope.spawn(|| site.feed(Duration::from_secs(5) * rounds.max(4)));
+        let mut sidecar = site.sidecar(0);
+        sidecar.await_restored(PARTITIONS);
+        for round in 1..=rounds {
+            // every fourth dies while it starts
+            if round % 4 != 0 {
+                sidecar.await_restored(PARTITIONS);
+            }
+            std::thread::sleep(roll(3_000));
+            sidecar.kill();
+            starts.push(Wall::now());
+            sidecar = site.sidecar(round as usize);
+        }
+        sidecar
+    });
+    site.await_raised(&wanted);
+    let took = last.terminate();
+    site.assert_live(&wanted);
+    let mut decided: Vec<i64> = site.said().iter().filter_map(decided_at).collect();
+    decided.sort_unstable();
+    let first = |start: &Wall| decided.iter().find(|at| **at > start.0).map(|at| (at - start.0) / 1_000);
+    let mut resumed: Vec<i64> = starts.iter().filter_map(first).collect();
+    resumed.sort_unstable();
+    println!(
+        "{rounds} kills, {} decisions; restart to first decision, ms: {resumed:?}; SIGTERM {took:?}",
+        decided.len()
+    );
+}
+
+fn decided_at(said: &Said) -> Option<i64> {
+    let text = said.value.get("decided_at")?.as_str()?;
+    runwarden::telemetry::parse_time(text)
+}
+
+#[test]
+fn sigterm_under_load_ends_well_in_five_seconds_and_the_next_start_repeats_nothing() {
+    const PARTITIONS: i32 = 2;
+    let Some(site) = Site::new("sidecar-term", PARTITIONS, "idle-timeout = \"1h\"") else { return };
+    let wanted = site.oracle();
+    let (last, took) = std::thread::scope(|scope| {
+        scope.spawn(|| site.feed(Duration::from_secs(10)));
+        let mut took = Vec::new();
+        for life in 0..3 {
+            let mut sidecar = site.sidecar(life);
+            sidecar.await_restored(PARTITIONS);
+            std::thread::sleep(Duration::from_secs(1));
+            took.push(sidecar.terminate());
+        }
+        (site.sidecar(3), took)
+    });
+    site.await_raised(&wanted);
+    last.terminate();
+    site.assert_live(&wanted);
+    println!("SIGTERM under load: {took:?}");
+}
