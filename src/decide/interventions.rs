@@ -75,7 +75,7 @@ fn slot(signal: &Signal) -> Slot {
 pub fn reason(signal: &Signal) -> String {
     let value = signal.value.map_or_else(|| "nothing".to_owned(), |v| v.to_string());
     format!(
-        "{} {} of {} is {value}, limit {} (policy {}, limit {})",
+        "{} of {} {} is {value}, limit {} (policy {}, limit {})",
         signal.metric, signal.scope.kind, signal.scope.id, signal.limit, signal.policy_id, signal.limit_id
     )
 }

@@ -19,6 +19,7 @@ use super::client::log_line;
 use super::errors::{Class, classify, is_poison, is_stale_member};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_LIMIT: Duration = Duration::from_secs(30);
 
 /// Identifies a record of the open transaction in delivery reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,10 +224,14 @@ impl Writer {
                 None => Failed::Abort { reason, stale: false },
             });
         }
+        let give_up = GiveUp(Instant::now() + RETRY_LIMIT);
         loop {
             match self.producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT) {
                 Ok(()) => break,
-                Err(error) if classify(&error) == Class::Retry => check(expired)?,
+                Err(error) if classify(&error) == Class::Retry => {
+                    check(expired)?;
+                    give_up.check("send offsets", &error)?;
+                }
                 Err(error) => return Err(Failed::from_error("send offsets", error)),
             }
         }
@@ -235,6 +240,7 @@ impl Writer {
                 Ok(()) => break,
                 Err(error) if classify(&error) == Class::Retry => {
                     check(expired)?;
+                    give_up.check("commit", &error)?;
                     self.drain(expired)?;
                 }
                 Err(error) => return Err(Failed::from_error("commit", error)),
@@ -306,6 +312,20 @@ impl Writer {
 
     fn reports(&self) -> std::sync::MutexGuard<'_, ReportState> {
         self.producer.context().state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// When calling again has lasted long enough: the broker has ended the transaction one way or the other by then, and reading
+/// the committed offsets tells which.
+struct GiveUp(Instant);
+
+impl GiveUp {
+    fn check(&self, context: &str, error: &KafkaError) -> Result<(), Failed> {
+        tracing::warn!(%error, context, "calling again");
+        if Instant::now() < self.0 {
+            return Ok(());
+        }
+        Err(Failed::Rebuild { reason: format!("{context} again and again: {error}"), fenced: false })
     }
 }
 

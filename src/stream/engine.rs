@@ -20,7 +20,7 @@ use super::emit::{Member, evaluate};
 use super::keys::{KeySet, clock_text};
 use super::output::{Late, NO_ROW, Output, QueryRows, QueryStats, Stats, Watch};
 use super::panes::PaneStore;
-use super::persist::Restoring;
+use super::persist::{Layout, Restoring};
 use super::pool::{Aggregate, Pool, boolean};
 use super::query::{Expression, Query, fingerprint};
 use super::sessions::{SessionStore, Shape};
@@ -154,6 +154,8 @@ pub struct Engine {
     pub(super) restoring: Restoring,
     /// Per store: whether the checkpoint has its present layout.
     pub(super) layouts_saved: Vec<bool>,
+    /// Per store: what its records hold, and the hash that names it.
+    pub(super) layouts: Vec<(Layout, u32)>,
     null_time: u64,
     errors: u64,
     late: Vec<u64>,
@@ -182,6 +184,7 @@ impl Engine {
             clocks: Clocks::default(),
             restoring: Restoring::default(),
             layouts_saved: Vec::new(),
+            layouts: Vec::new(),
             clock_columns: Vec::new(),
             null_time: 0,
             errors: 0,
@@ -318,6 +321,9 @@ impl Engine {
             let session = first.window.is_session();
             let filters = first.below.iter().chain(first.between.iter().filter(|_| !session));
             self.filters.push(filters.map(&mut register).collect());
+            let layout = store.layout();
+            let hash = layout.hash();
+            self.layouts.push((layout, hash));
             self.stores.push(store);
             self.layouts_saved.push(false);
         }

@@ -314,6 +314,15 @@ mod tests {
     }
 
     #[test]
+    fn queries_and_engines_move_between_threads() {
+        fn moves<T: Send>() {}
+        fn shared<T: Send + Sync>() {}
+        moves::<crate::stream::Engine>();
+        shared::<Compiler>();
+        shared::<Metric>();
+    }
+
+    #[test]
     fn a_syntax_error_is_placed_in_the_file() {
         let faults =
             parse_metric("m.sql", &GOOD.replace("SELECT tenant_id,", "SELECT tenant_id,,"), &compiler()).unwrap_err();

@@ -21,7 +21,7 @@ use super::output::{Empty, NO_ROW, QueryRows, Trace};
 use super::pool::{Feed, NO_SLOT, NOTHING, Old, Pool};
 use super::time::closed_until;
 use super::tree::{Jobs, LINEAR, Then, Tree, Work};
-use super::window::Grid;
+use super::window::{Grid, Near};
 
 /// No timer.
 const NO_TIME: Micros = Micros::MAX;
@@ -186,23 +186,23 @@ impl PaneStore {
         self.touch.clear();
         self.stamp += 1;
         let ids = &batch.groups[self.key_set];
+        let mut near = Near::NOWHERE;
         for row in rows {
             let at = *row as usize;
             let (group, time) = (ids[at], batch.times[at]);
             let clock = &batch.clocks[at];
             let closed = closed_until(batch.before[at], batch.finished[*clock as usize], self.grid.size);
-            if self.grid.last_end(time).is_none() {
+            near.look(&self.grid, time);
+            let Some(first) = near.first_end() else {
                 self.gap_rows += 1;
                 continue;
-            }
-            let Some(open) = self.grid.first_end(time, closed) else {
+            };
+            let Some(open) = near.first_open(&self.grid, closed) else {
                 late.push(*row);
                 continue;
             };
-            if self.hop && self.grid.first_end(time, Micros::MIN) != Some(open) {
-                self.partly_late += 1;
-            }
-            let start = self.grid.pane_of(time);
+            self.partly_late += u64::from(first != open);
+            let start = near.start;
             let local = self.touched(group, start, open, keys);
             let position = batch.positions[at];
             let slot = self.touch.slots[local];

@@ -14,12 +14,11 @@ use datafusion::arrow::array::{ArrayRef, new_null_array};
 use crate::clock::Micros;
 
 use super::Error;
-use super::compact::{Codec, put_varint, skip, unzigzag, varint, zigzag};
+use super::compact::{put_varint, skip, unzigzag, varint, zigzag};
 use super::engine::{Engine, Store};
 use super::keys::{KeySet, clock_text};
 use super::panes::{PaneStore, pane_key};
 use super::pool::{NO_SLOT, Pool};
-use super::query::fingerprint;
 use super::sessions::{Closed, Content, Item, SessionStore, group_key};
 use super::time::NEVER;
 
@@ -142,14 +141,14 @@ impl<'a> In<'a> {
 /// What the records of a store hold, in order: aggregates and argument columns by fingerprint. A record names it by its
 /// hash; the list itself is one record of the store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Layout {
+pub(super) struct Layout {
     aggregates: Vec<u64>,
     /// With the form of its values.
     arguments: Vec<(u64, u8)>,
 }
 
 impl Layout {
-    fn hash(&self) -> u32 {
+    pub(super) fn hash(&self) -> u32 {
         crc32fast::hash(&self.encode())
     }
 
@@ -178,10 +177,10 @@ impl Layout {
 }
 
 impl Store {
-    fn layout(&self) -> Layout {
+    pub(super) fn layout(&self) -> Layout {
         match self {
             Self::Panes(s) => Layout { aggregates: prints(&s.pool), arguments: Vec::new() },
-            Self::Sessions(s) => Layout { aggregates: prints(&s.pool), arguments: s.argument_prints() },
+            Self::Sessions(s) => Layout { aggregates: prints(&s.pool), arguments: s.argument_prints.clone() },
         }
     }
 
@@ -291,20 +290,6 @@ impl PaneStore {
 }
 
 impl SessionStore {
-    fn argument_codecs(&self) -> Result<Vec<Codec>, Error> {
-        self.argument_types.iter().map(Codec::new).collect()
-    }
-
-    fn argument_prints(&self) -> Vec<(u64, u8)> {
-        let codecs = self.argument_codecs().unwrap_or_default();
-        self.argument_texts
-            .iter()
-            .zip(&self.argument_types)
-            .zip(codecs)
-            .map(|((text, ty), codec)| (fingerprint([text.as_str(), ty.to_string().as_str()]), codec.form()))
-            .collect()
-    }
-
     fn changes(&mut self, keys: &KeySet, layout: u32, out: &mut Changes) -> Result<(), Error> {
         let (groups, tombs) = self.dirty.take();
         out.extend(tombs.into_iter().map(|key| (key, None)));
@@ -320,7 +305,7 @@ impl SessionStore {
         }
         let mut states = encode_slots(&self.pool, &slots)?.into_iter();
         let mut arguments: Vec<Vec<u8>> = vec![Vec::new(); rows.len()];
-        for (column, codec) in self.argument_columns(&rows)?.iter().zip(self.argument_codecs()?) {
+        for (column, codec) in self.argument_columns(&rows)?.iter().zip(&self.codecs) {
             codec.put(column, &mut arguments)?;
         }
         let mut arguments = arguments.into_iter();
@@ -380,10 +365,9 @@ impl SessionStore {
             let end = last.wrapping_add(input.int()?);
             closed.push(Closed { start, last, end, marked: input.u8()? != 0 });
         }
-        let own = self.argument_prints();
+        let own = &self.argument_prints;
         let places: Vec<(Option<usize>, u8)> =
             layout.arguments.iter().map(|(print, form)| (own.iter().position(|o| o.0 == *print), *form)).collect();
-        let codecs = self.argument_codecs().map_err(|e| damaged(e.to_string()))?;
         let mut sessions = Vec::new();
         let mut states: Vec<Decoded> = Vec::new();
         for _ in 0..input.count()? {
@@ -402,7 +386,7 @@ impl SessionStore {
                         Content::State(NO_SLOT)
                     }
                     1 => Content::Silent,
-                    2 => Content::Old(self.restore_row(&mut input, &places, &codecs)?),
+                    2 => Content::Old(self.restore_row(&mut input, &places)?),
                     _ => return Err(damaged("an item")),
                 };
                 items.push(Item { time, position, content });
@@ -431,17 +415,12 @@ impl SessionStore {
         Ok(())
     }
 
-    fn restore_row(
-        &self,
-        input: &mut In<'_>,
-        places: &[(Option<usize>, u8)],
-        codecs: &[Codec],
-    ) -> Result<Arc<[u8]>, RestoreError> {
+    fn restore_row(&self, input: &mut In<'_>, places: &[(Option<usize>, u8)]) -> Result<Arc<[u8]>, RestoreError> {
         let mut columns: Vec<ArrayRef> = self.argument_types.iter().map(|t| new_null_array(t, 1)).collect();
         for (place, form) in places {
             match place {
                 Some(at) => {
-                    let value = guarded("a pending row", || Ok(codecs[*at].get(&mut input.0)))?;
+                    let value = guarded("a pending row", || Ok(self.codecs[*at].get(&mut input.0)))?;
                     columns[*at] = value.ok_or_else(|| damaged("a pending row"))?;
                 }
                 None => skip(*form, &mut input.0).ok_or_else(|| damaged("a pending row"))?,
@@ -459,15 +438,14 @@ impl Engine {
         for key in std::mem::take(&mut self.restoring.foreign) {
             out.insert(key, None);
         }
-        for (store, known) in self.stores.iter_mut().zip(&mut self.layouts_saved) {
-            let layout = store.layout();
+        for ((store, known), (layout, hash)) in self.stores.iter_mut().zip(&mut self.layouts_saved).zip(&self.layouts) {
             if !std::mem::replace(known, true) {
                 out.insert(store.layout_key(), Some(layout.encode()));
             }
             let keys = &self.key_sets[store.key_set()];
             let done = match store {
-                Store::Panes(s) => s.changes(keys, layout.hash(), &mut out),
-                Store::Sessions(s) => s.changes(keys, layout.hash(), &mut out),
+                Store::Panes(s) => s.changes(keys, *hash, &mut out),
+                Store::Sessions(s) => s.changes(keys, *hash, &mut out),
             };
             debug_assert!(done.is_ok(), "states are encoded by the types they have: {done:?}");
         }
@@ -572,16 +550,18 @@ impl Engine {
                     self.restoring.foreign.push(key.to_vec());
                     return Ok(());
                 };
-                let own = self.stores[at].layout();
                 if *kind == b'l' {
                     let layout = Layout::read(&mut input)?;
-                    self.layouts_saved[at] = layout == own;
+                    self.layouts_saved[at] = layout == self.layouts[at].0;
                     self.restoring.layouts.insert((at, layout.hash()), layout);
                     return Ok(());
                 }
                 let hash = input.u32()?;
-                if hash == own.hash() {
-                    self.restore_group(at, rest, input, &own)?;
+                if hash == self.layouts[at].1 {
+                    let layout = std::mem::take(&mut self.layouts[at].0);
+                    let done = self.restore_group(at, rest, input, &layout);
+                    self.layouts[at].0 = layout;
+                    done?;
                 } else {
                     // of a time with other queries: its layout may come later
                     self.restoring.waiting.push((at, hash, rest.to_vec(), input.0.to_vec()));

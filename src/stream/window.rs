@@ -94,6 +94,41 @@ impl Grid {
     }
 }
 
+/// What [`Grid`] says about the pane of the last row asked about: neighbours in the input are mostly of one pane.
+#[derive(Debug, Clone, Copy)]
+pub struct Near {
+    /// Start of the pane.
+    pub start: Micros,
+    end: Micros,
+    first: Option<Micros>,
+}
+
+impl Near {
+    /// Knows nothing yet.
+    pub const NOWHERE: Self = Self { start: 1, end: 0, first: None };
+
+    /// Moves to the pane of `t`.
+    pub fn look(&mut self, grid: &Grid, t: Micros) {
+        if t < self.start || t >= self.end {
+            let start = grid.pane_of(t);
+            *self = Self { start, end: start + grid.pane, first: grid.first_end(start, Micros::MIN) };
+        }
+    }
+
+    /// End of the earliest window that holds the pane; `None` in a gap between windows.
+    pub fn first_end(&self) -> Option<Micros> {
+        self.first
+    }
+
+    /// [`Grid::first_end`] of any instant of the pane.
+    pub fn first_open(&self, grid: &Grid, after: Micros) -> Option<Micros> {
+        match self.first {
+            Some(first) if first > after => Some(first),
+            _ => grid.first_end(self.start, after),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +154,9 @@ mod tests {
                 for after in -80..80 {
                     let want = ends.iter().copied().find(|end| *end > after);
                     assert_eq!(grid.first_end(t, after), want, "{grid:?} t={t} after={after}");
+                    let mut near = Near::NOWHERE;
+                    near.look(&grid, t);
+                    assert_eq!((near.first_open(&grid, after), near.first_end()), (want, ends.first().copied()));
                 }
                 let pane = grid.pane_of(t);
                 assert!(pane <= t && t < pane + grid.pane);

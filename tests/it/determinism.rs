@@ -190,7 +190,7 @@ fn finals(rows: &[(String, Vec<u8>)], cut: usize, all: bool) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 40, cases: std::env::var("PROPTEST_CASES").ok().and_then(|c| c.parse().ok()).unwrap_or(40), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 40, cases: std::env::var("PROPTEST_CASES").ok().and_then(|c| c.parse().ok()).unwrap_or(24), ..ProptestConfig::default() })]
 
     #[test]
     fn batch_cuts_change_no_final_window(shapes in shapes(), cut in 1usize..40, all in any::<bool>()) {

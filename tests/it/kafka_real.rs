@@ -10,7 +10,7 @@ use runwarden::kafka::provision::{Broker as Admin, verify};
 use runwarden::kafka::reader::read_topic;
 use runwarden::kafka::{ClientSettings, Ended, Error, ShellConfig, Topics};
 
-use crate::support::broker::{Broker, fresh_topics, shared, skipped};
+use crate::support::broker::{Broker, Cluster, fresh_topics, fresh_topics_replicated, shared, skipped};
 use crate::support::child::{Orders, SidecarChild};
 use crate::support::sidecar::{Sidecar, Traffic, eventually};
 use crate::support::toy::Toy;
@@ -89,17 +89,27 @@ fn with_load<T>(traffic: &mut Traffic, per_tick: usize, body: impl FnOnce() -> T
 #[test]
 fn kill_at_random_moments_loses_and_repeats_nothing() {
     let brokers = broker_or_skip!("kill_at_random_moments_loses_and_repeats_nothing");
-    let client = ClientSettings::new(&brokers);
-    let topics = fresh_topics(&client, "kill", 3);
+    kill_at_random("kill", false, rounds(), &brokers);
+}
+
+#[test]
+fn kill_of_a_static_kip_848_member_loses_and_repeats_nothing() {
+    let brokers = broker_or_skip!("kill_of_a_static_kip_848_member_loses_and_repeats_nothing");
+    kill_at_random("kill848", true, (rounds() / 3).max(2), &brokers);
+}
+
+fn kill_at_random(test: &str, consumer_protocol: bool, rounds: usize, brokers: &str) {
+    let client = ClientSettings::new(brokers);
+    let topics = fresh_topics(&client, test, 3);
     let mut traffic = Traffic::new(&client, &topics, 30);
     let dir = tempfile::tempdir().unwrap();
-    let orders = Orders { is_static: true, ..Orders::new(&brokers, &topics, "a") };
+    let orders = Orders { is_static: true, consumer_protocol, ..Orders::new(brokers, &topics, "a") };
     let mut dice = Dice(7);
     let mut restarts = Vec::new();
     let last = with_load(&mut traffic, 20, || {
         let mut child = SidecarChild::start(&orders, &dir, 0);
         child.await_saying("Restored", LONG);
-        for round in 1..=rounds() {
+        for round in 1..=rounds {
             std::thread::sleep(Duration::from_millis(dice.roll(1_500)));
             assert_sound(&child.kill());
             let started = Instant::now();
@@ -274,6 +284,33 @@ fn an_outage_longer_than_the_transaction_time_out_ends_in_a_rebuild_and_loses_no
     broker.up();
     traffic.send(500);
     traffic.settle(&client, &topics, LONG);
+    assert_sound(&sidecar.witness.events.lock().unwrap().join("\n"));
+    assert_eq!(sidecar.drain(LONG), Ended::Drained);
+    assert_ticks(&client, &topics);
+}
+
+#[test]
+fn one_of_three_brokers_killed_is_survived_without_a_sidecar_restart() {
+    let Some(mut cluster) = Cluster::start() else {
+        return skipped("one_of_three_brokers_killed_is_survived_without_a_sidecar_restart");
+    };
+    let client = ClientSettings::new(cluster.bootstrap());
+    let topics = fresh_topics_replicated(&client, "three", 3, 3);
+    let mut traffic = Traffic::new(&client, &topics, 10);
+    let orders = Orders::new(cluster.bootstrap(), &topics, "a");
+    let sidecar = Sidecar::start(orders.config(), orders.toy());
+    eventually("ready", LONG, || sidecar.status.ready());
+    with_load(&mut traffic, 5, || {
+        for node in 1..=3 {
+            std::thread::sleep(Duration::from_millis(500));
+            let before = sidecar.status.counters.records_in.get();
+            cluster.kill(node);
+            eventually("it goes on", LONG, || sidecar.status.counters.records_in.get() > before + 100);
+            cluster.up();
+        }
+    });
+    traffic.settle(&client, &topics, LONG);
+    assert!(sidecar.is_running());
     assert_sound(&sidecar.witness.events.lock().unwrap().join("\n"));
     assert_eq!(sidecar.drain(LONG), Ended::Drained);
     assert_ticks(&client, &topics);

@@ -40,6 +40,20 @@ fn every_sql_example_compiles() {
 }
 
 #[test]
+fn every_policy_example_is_accepted() {
+    let mut examples = 0;
+    for path in ["README.md", "docs/policies.md"] {
+        for block in blocks(path, "yaml") {
+            let texts = crate::support::texts(&[(path, &block)]);
+            let loaded = runwarden::cli::load::build(&texts, runwarden::cli::load::defaults());
+            loaded.unwrap_or_else(|e| panic!("{path}: {e:?}\n{block}"));
+            examples += 1;
+        }
+    }
+    assert!(examples >= 2, "{examples} examples");
+}
+
+#[test]
 fn the_window_in_group_by_means_the_same() {
     let sugar = "SELECT tenant_id, agent_id, window_start, window_end, count(*) AS value FROM telemetry \
                  GROUP BY tenant_id, agent_id, tumble(event_time, INTERVAL '1 minute')";

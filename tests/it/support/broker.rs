@@ -31,10 +31,14 @@ pub fn skipped(test: &str) {
 
 /// Topics of their own for a test, created.
 pub fn fresh_topics(client: &ClientSettings, test: &str, partitions: i32) -> Topics {
+    fresh_topics_replicated(client, test, partitions, 1)
+}
+
+pub fn fresh_topics_replicated(client: &ClientSettings, test: &str, partitions: i32, replication: i32) -> Topics {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let prefix = format!("{test}-{}-{n}-", std::process::id());
-    let topics = Topics { partitions, replication: 1, ..Topics::with_prefix(&prefix) };
+    let topics = Topics { partitions, replication, ..Topics::with_prefix(&prefix) };
     create_and_verify(&Admin::new(client.clone()), &topics).unwrap();
     topics
 }
@@ -148,6 +152,64 @@ impl Drop for Broker {
             let copied = Command::new("cp").arg("-r").arg(self.dir.path()).arg(keep).status();
             println!("broker data kept: {copied:?}");
         }
+    }
+}
+
+/// Three nodes, replication 3, min.insync.replicas 2: run by `scripts/kafka`, killed with the value.
+pub struct Cluster {
+    bootstrap: String,
+    dir: tempfile::TempDir,
+    home: PathBuf,
+    leash: Child,
+}
+
+impl Cluster {
+    /// Starts the nodes; `None` without jars.
+    pub fn start() -> Option<Self> {
+        let home = PathBuf::from(std::env::var_os("RUNWARDEN_TEST_KAFKA_HOME")?);
+        let dir = tempfile::tempdir().unwrap();
+        let leash = Command::new("sh")
+            .args([
+                "-c",
+                "read -r _; for p in \"$1\"/[123]/pid; do kill -9 $(cat \"$p\"); done; sleep 1; rm -rf \"$1\"",
+                "leash",
+            ])
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut cluster = Self { bootstrap: String::new(), dir, home, leash: leash.unwrap() };
+        cluster.up();
+        Some(cluster)
+    }
+
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+
+    /// Starts the nodes that are down.
+    pub fn up(&mut self) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka");
+        let output =
+            Command::new(script).arg("start3").arg(self.dir.path()).env("RUNWARDEN_KAFKA_HOME", &self.home).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.bootstrap = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    }
+
+    /// SIGKILL for one node.
+    pub fn kill(&mut self, node: u32) {
+        let pid = fs::read_to_string(self.dir.path().join(node.to_string()).join("pid")).unwrap();
+        assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Closing its input lets the leash end the nodes.
+        drop(self.leash.stdin.take());
+        self.leash.wait().unwrap();
     }
 }
 
