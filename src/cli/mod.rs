@@ -61,6 +61,7 @@ pub struct ConfigArgument {
     /// Configuration file; RUNWARDEN_SECTION__KEY in the environment overrides its keys
     #[arg(
         long,
+        global = true,
         value_name = "FILE",
         long_help = "Configuration file. Without it config/runwarden.toml is read if it exists, \
         else the defaults hold. RUNWARDEN_SECTION__KEY in the environment overrides its keys."
@@ -251,6 +252,15 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_configuration_may_stand_before_or_after_the_action() {
+        for line in [["topics", "--config", "f.toml", "create"], ["topics", "create", "--config", "f.toml"]] {
+            let parsed = Arguments::try_parse_from(["runwarden"].iter().chain(&line)).unwrap();
+            let Command::Topics(topics) = parsed.command else { panic!("{parsed:?}") };
+            assert_eq!(topics.config.path(), Some(std::path::Path::new("f.toml")));
+        }
     }
 
     #[test]
