@@ -250,9 +250,42 @@ impl InputQueue {
     }
 }
 
-/// Reads every committed record of a topic, all partitions, from the start to the end; ordered by partition and offset.
+/// Two views of one topic, to find its end.
+///
+/// A commit is confirmed before its markers stand in every partition. Until they do, a read_committed reader meets the end
+/// before the committed records: what ends there is not the topic but what is visible of it so far.
+pub struct Ends {
+    /// Reads what is committed.
+    pub committed: Reader,
+    /// Reads whatever is written.
+    pub uncommitted: Reader,
+}
+
+impl Ends {
+    /// Creates the clients. `group` is only a name for access control.
+    pub fn new(client: &ClientSettings, group: &str) -> Result<Self, Error> {
+        Ok(Self {
+            committed: Reader::new(client, group, Isolation::Committed)?,
+            uncommitted: Reader::new(client, group, Isolation::Uncommitted)?,
+        })
+    }
+
+    /// One past the last record written, committed or not.
+    pub fn written(&self, topic: &str, partition: i32) -> Result<i64, KafkaError> {
+        self.uncommitted.watermarks(topic, partition).map(|(_, high)| high)
+    }
+
+    /// One past the last record whose fate is known: what a read_committed reader may see.
+    pub fn stable(&self, topic: &str, partition: i32) -> Result<i64, KafkaError> {
+        self.committed.watermarks(topic, partition).map(|(_, high)| high)
+    }
+}
+
+/// Reads every committed record of a topic, all partitions, from the start to the end as it is now; ordered by partition and
+/// offset. Waits, at most half a minute, for transactions that are being written or committed.
 pub fn read_topic(client: &ClientSettings, topic: &str) -> Result<Vec<OwnedRecord>, Error> {
-    let reader = Reader::new(client, "runwarden-read", Isolation::Committed)?;
+    let ends = Ends::new(client, "runwarden-read")?;
+    let reader = &ends.committed;
     let context = |what: &str| format!("cannot {what} topic {topic}");
     let deadline = Instant::now() + Duration::from_secs(30);
     let partitions = loop {
@@ -267,7 +300,12 @@ pub fn read_topic(client: &ClientSettings, topic: &str) -> Result<Vec<OwnedRecor
     }
     let mut records = Vec::new();
     for partition in 0..partitions {
-        let (low, high) = reader.watermarks(topic, partition).map_err(|e| Error::broker(context("read"), e))?;
+        let failed = |e| Error::broker(context("read"), e);
+        let written = ends.written(topic, partition).map_err(failed)?;
+        while ends.stable(topic, partition).map_err(failed)? < written && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let (low, high) = reader.watermarks(topic, partition).map_err(failed)?;
         if low == high {
             continue;
         }
@@ -281,7 +319,7 @@ pub fn read_topic(client: &ClientSettings, topic: &str) -> Result<Vec<OwnedRecor
                 Next::More
             },
         );
-        read.map_err(|e| Error::broker(context("read"), e))?;
+        read.map_err(failed)?;
     }
     Ok(records)
 }

@@ -18,11 +18,11 @@ use rdkafka::message::Message;
 use crate::clock::Wall;
 
 use super::checkpoint::{Assembly, Checkpoint, Mark, Slots};
-use super::client::{Isolation, ShellConfig, StartAt};
+use super::client::{ShellConfig, StartAt};
 use super::core::{Core, CoreError, Input, InputBatch, Record, StepInput};
 use super::errors::{Error, is_transient};
 use super::partition::{HeaderLists, INPUTS};
-use super::reader::{InputQueue, Next, OwnedRecord, RangeError, Reader};
+use super::reader::{Ends, InputQueue, Next, OwnedRecord, RangeError};
 use super::shell::CoreFactory;
 use super::status::{Event, Observer, Status};
 use super::steps::{self, Step};
@@ -91,7 +91,7 @@ pub(super) fn work(plan: &Plan, jobs: &Receiver<Job>, outcomes: &Sender<Outcome>
         let attempt = catch_unwind(AssertUnwindSafe(|| {
             let readers = match &mut readers {
                 Some(readers) => readers,
-                none => none.insert(Readers::new(plan)?),
+                none => none.insert(Ends::new(&plan.config.client, &plan.config.group)?),
             };
             Restore { plan, readers, job: &job, started: Instant::now(), keys: 0, bytes: 0, steps: 0, records: 0 }.run()
         }));
@@ -111,21 +111,6 @@ pub(super) fn work(plan: &Plan, jobs: &Receiver<Job>, outcomes: &Sender<Outcome>
     }
 }
 
-struct Readers {
-    committed: Reader,
-    uncommitted: Reader,
-}
-
-impl Readers {
-    fn new(plan: &Plan) -> Result<Self, Error> {
-        let ShellConfig { client, group, .. } = &plan.config;
-        Ok(Self {
-            committed: Reader::new(client, group, Isolation::Committed)?,
-            uncommitted: Reader::new(client, group, Isolation::Uncommitted)?,
-        })
-    }
-}
-
 enum Stop {
     Cancelled,
     Failed(Error),
@@ -139,7 +124,7 @@ impl From<Error> for Stop {
 
 struct Restore<'a> {
     plan: &'a Plan,
-    readers: &'a Readers,
+    readers: &'a Ends,
     job: &'a Job,
     started: Instant,
     keys: u64,
@@ -245,10 +230,10 @@ impl Restore<'_> {
     /// Waits until a read_committed reader sees as far as anything was written; the end.
     fn await_stable(&mut self, topic: &str) -> Result<i64, Stop> {
         let partition = self.job.partition;
-        let (_, written) = self.retry("read watermarks", |r| r.uncommitted.watermarks(topic, partition))?;
+        let written = self.retry("read watermarks", |r| r.written(topic, partition))?;
         let mut alarm = Alarm::new(self.plan);
         loop {
-            let (_, stable) = self.retry("read watermarks", |r| r.committed.watermarks(topic, partition))?;
+            let stable = self.retry("read watermarks", |r| r.stable(topic, partition))?;
             if stable >= written {
                 return Ok(written);
             }
@@ -486,7 +471,7 @@ impl Restore<'_> {
     }
 
     /// Calls until it works; a broker that is away is waited for.
-    fn retry<T>(&self, what: &str, call: impl Fn(&Readers) -> Result<T, KafkaError>) -> Result<T, Stop> {
+    fn retry<T>(&self, what: &str, call: impl Fn(&Ends) -> Result<T, KafkaError>) -> Result<T, Stop> {
         let mut alarm = Alarm::new(self.plan);
         loop {
             match call(self.readers) {

@@ -25,7 +25,7 @@ use super::group::{Change, Group, generation};
 use super::partition::{
     Active, Bounds, Cancel, Checkpoints, Feed, INPUTS, Owned, Pending, StepFailed, StepKind, Stepped,
 };
-use super::reader::{Next, Reader};
+use super::reader::{Ends, Next, Reader};
 use super::restore::{Job, Outcome, Plan, Restored};
 use super::shell::{Control, Ended};
 use super::status::{Committed, Event, Lag};
@@ -96,7 +96,7 @@ pub(super) struct Session<'a> {
     open_records: usize,
     last_commit: Instant,
     last_trouble: Option<Instant>,
-    end_reader: Option<Reader>,
+    ends: Option<Ends>,
     end_checked: Instant,
 }
 
@@ -158,7 +158,7 @@ impl<'a> Session<'a> {
             open_records: 0,
             last_commit: Instant::now(),
             last_trouble: None,
-            end_reader: None,
+            ends: None,
             end_checked: Instant::now(),
         }))
     }
@@ -798,28 +798,41 @@ impl<'a> Session<'a> {
         }
         self.end_checked = Instant::now();
         let config = self.config();
-        let reader = match self.end_reader.take() {
-            Some(reader) => reader,
-            None => Reader::new(&config.client, &config.group, Isolation::Committed)?,
+        let ends = match self.ends.take() {
+            Some(ends) => ends,
+            None => Ends::new(&config.client, &config.group)?,
         };
-        let mut rest = false;
-        for active in self.actives() {
-            let from = Offset::Offset(active.feeds[repartition].next);
-            let topic = &config.topics.repartition;
-            let read = reader.to_end(
-                topic,
-                active.partition,
-                from,
-                || self.control.stopping(),
-                |_| {
-                    rest = true;
-                    Next::Stop
-                },
-            );
-            read.map_err(|e| rebuild("look for re-keyed records", &e))?;
-        }
-        self.end_reader = Some(reader);
+        let looked = self.actives().try_fold(false, |rest, active| {
+            Ok(rest || self.has_re_keyed(&ends, active.partition, active.feeds[repartition].next)?)
+        });
+        self.ends = Some(ends);
+        let rest = looked.map_err(|e: KafkaError| rebuild("look for re-keyed records", &e))?;
         Ok(!rest && !self.control.stopping())
+    }
+
+    /// Whether re-keyed records from `next` on wait for a partition, or may: their transaction is committed, but its marker
+    /// is not written yet.
+    fn has_re_keyed(&self, ends: &Ends, partition: i32, next: i64) -> Result<bool, KafkaError> {
+        let topic = &self.config().topics.repartition;
+        let written = ends.written(topic, partition)?;
+        if written <= next {
+            return Ok(false);
+        }
+        if ends.stable(topic, partition)? < written {
+            return Ok(true);
+        }
+        let mut found = false;
+        ends.committed.to_end(
+            topic,
+            partition,
+            Offset::Offset(next),
+            || self.control.stopping(),
+            |_| {
+                found = true;
+                Next::Stop
+            },
+        )?;
+        Ok(found)
     }
 
     fn finish(&mut self) -> Result<(), Failure> {
