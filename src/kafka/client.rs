@@ -13,6 +13,13 @@ use rdkafka::error::KafkaError;
 
 use super::topics::Topics;
 
+/// After so long without traffic the transactional producer closes a connection, in milliseconds.
+///
+/// This ends a wait that librdkafka does not end (2.12.1; its issues 5456 and 5511): `send_offsets_to_transaction` asks for the
+/// group's coordinator, and when that broker is dead and forgotten by the cluster, it is looked for again only when the
+/// connection to some broker opens or closes. Nothing is sent meanwhile, so the others fall silent, close, and it looks again.
+const LOOK_AGAIN_MS: &str = "6000";
+
 /// What answers at the bootstrap address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BrokerKind {
@@ -299,6 +306,7 @@ impl ShellConfig {
             &[
                 ("transactional.id", &self.transactional_id()),
                 ("transaction.timeout.ms", &timeout),
+                ("connections.max.idle.ms", LOOK_AGAIN_MS),
                 ("enable.idempotence", "true"),
                 ("partitioner", "murmur2_random"),
             ],

@@ -303,6 +303,7 @@ fn one_of_three_brokers_killed_is_survived_without_a_sidecar_restart() {
     with_load(&mut traffic, 5, || {
         for node in 1..=3 {
             std::thread::sleep(Duration::from_millis(500));
+            eventually("the others can do without it", LONG, || cluster.behind().is_empty());
             let before = sidecar.status.counters.records_in.get();
             cluster.kill(node);
             eventually("it goes on", LONG, || sidecar.status.counters.records_in.get() > before + 100);

@@ -12,6 +12,8 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use runwarden::kafka::provision::{Broker as Admin, create_and_verify};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use runwarden::kafka::{ClientSettings, Topics};
 
 /// A broker for the tests of this process to share, if there is one.
@@ -195,6 +197,18 @@ impl Cluster {
         let output = output.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         self.bootstrap = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    }
+
+    /// The partitions that are not on every node, Kafka's own topics included: with those, losing one more may end in a wait
+    /// for that very one.
+    pub fn behind(&self) -> Vec<String> {
+        let client: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &self.bootstrap).create().unwrap();
+        let Ok(metadata) = client.fetch_metadata(None, Duration::from_secs(5)) else {
+            return vec!["no metadata".into()];
+        };
+        let partitions = metadata.topics().iter().flat_map(|t| t.partitions().iter().map(move |p| (t.name(), p)));
+        let behind = partitions.filter(|(_, p)| p.isr().len() < 3 || p.error().is_some());
+        behind.map(|(topic, p)| format!("{topic}/{}: in sync {:?}", p.id(), p.isr())).collect()
     }
 
     /// SIGKILL for one node.
