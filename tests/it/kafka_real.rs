@@ -6,8 +6,10 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rdkafka::Offset;
+use runwarden::kafka::client::Isolation;
 use runwarden::kafka::provision::{Broker as Admin, verify};
-use runwarden::kafka::reader::read_topic;
+use runwarden::kafka::reader::{Next, Reader, read_topic};
 use runwarden::kafka::{ClientSettings, Ended, Error, ShellConfig, Topics};
 
 use crate::support::broker::{Broker, Cluster, fresh_topics, fresh_topics_replicated, shared, skipped};
@@ -130,6 +132,49 @@ fn kill_at_random(test: &str, consumer_protocol: bool, rounds: usize, brokers: &
     assert_ticks(&client, &topics);
     restarts.sort();
     println!("{} records, restart to all restored: {restarts:?}", traffic.total());
+}
+
+#[test]
+fn death_between_produce_and_commit_loses_and_repeats_nothing() {
+    let brokers = broker_or_skip!("death_between_produce_and_commit_loses_and_repeats_nothing");
+    let client = ClientSettings::new(&brokers);
+    let topics = fresh_topics(&client, "between", 3);
+    let mut traffic = Traffic::new(&client, &topics, 30);
+    let dir = tempfile::tempdir().unwrap();
+    let orders = Orders { is_static: true, ..Orders::new(&brokers, &topics, "a") };
+    let mut dice = Dice(5);
+    let last = with_load(&mut traffic, 20, || {
+        for round in 0..rounds() {
+            // Outputs are sent with the step; the commit follows 100 ms after the first, and takes some ms.
+            let die = Some((1 + dice.roll(20), dice.roll(if round % 2 == 0 { 1_000 } else { 110_000 })));
+            assert_sound(&SidecarChild::start(&Orders { die, ..orders.clone() }, &dir, round).mourn());
+        }
+        SidecarChild::start(&orders, &dir, rounds())
+    });
+    traffic.settle(&client, &topics, LONG);
+    let (clean, said) = last.stop();
+    assert!(clean, "{said}");
+    assert_sound(&said);
+    traffic.settle(&client, &topics, LONG);
+    assert_ticks(&client, &topics);
+    let reader = Reader::new(&client, "test", Isolation::Uncommitted).unwrap();
+    let mut written = 0;
+    for partition in 0..topics.partitions {
+        let all = reader.to_end(
+            &topics.signals,
+            partition,
+            Offset::Beginning,
+            || false,
+            |_| {
+                written += 1;
+                Next::More
+            },
+        );
+        all.unwrap();
+    }
+    let aborted = written - traffic.total();
+    println!("{} deaths, {aborted} outputs in transactions that were never committed", rounds());
+    assert!(aborted > 0, "no death fell between produce and commit");
 }
 
 fn scale_and_kill(test: &str, consumer_protocol: bool, brokers: &str) {

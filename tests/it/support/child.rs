@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use runwarden::kafka::{ClientSettings, Ended, Event, GroupProtocol, Observer, Shell, ShellConfig, Topics};
@@ -28,6 +29,8 @@ pub struct Orders {
     pub tick: Option<i64>,
     pub urgent: bool,
     pub checkpoint_ms: u64,
+    /// Die without a word, in the so manieth step that has records and so many µs after it: while its transaction is open.
+    pub die: Option<(u64, u64)>,
 }
 
 impl Orders {
@@ -43,6 +46,7 @@ impl Orders {
             tick: Some(50_000),
             urgent: false,
             checkpoint_ms: 700,
+            die: None,
         }
     }
 
@@ -65,11 +69,24 @@ impl Orders {
 }
 
 /// Says on standard output what must not happen, and what the test waits for.
-struct Teller;
+#[derive(Default)]
+struct Teller {
+    die: Option<(u64, u64)>,
+    steps: AtomicU64,
+}
 
 impl Observer for Teller {
     fn on(&self, event: Event<'_>) {
         match event {
+            Event::Stepped { records, .. } if records > 0 => {
+                let step = self.steps.fetch_add(1, Ordering::Relaxed) + 1;
+                if let Some((_, later)) = self.die.filter(|(at, _)| *at == step) {
+                    std::thread::spawn(move || {
+                        std::thread::sleep(Duration::from_micros(later));
+                        std::process::abort();
+                    });
+                }
+            }
             Event::Stepped { .. } | Event::Committed(_) => {}
             event => println!("{event:?}"),
         }
@@ -81,7 +98,8 @@ impl Observer for Teller {
 fn toy_sidecar_child() {
     let Ok(orders) = std::env::var(ORDERS) else { return };
     let orders: Orders = serde_json::from_str(&orders).unwrap();
-    let shell = Shell::new(orders.config(), factory(orders.toy()), Arc::new(Teller));
+    let shell =
+        Shell::new(orders.config(), factory(orders.toy()), Arc::new(Teller { die: orders.die, ..Teller::default() }));
     let handle = shell.handle();
     std::thread::spawn(move || {
         // The parent closes our standard input to ask for a drain, or because it died.
@@ -120,6 +138,16 @@ impl SidecarChild {
 
     pub fn await_saying(&self, text: &str, within: Duration) {
         eventually(&format!("child says {text}; it said:\n{}", self.said()), within, || self.said().contains(text));
+    }
+
+    /// Waits until it has died by itself.
+    pub fn mourn(mut self) -> String {
+        // Waiting would close its standard input, and so ask for a drain.
+        let open = self.child.stdin.take();
+        let status = self.child.wait().unwrap();
+        drop(open);
+        assert!(status.code().is_none(), "it ended instead: {status}\n{}", self.said());
+        self.said()
     }
 
     pub fn kill(mut self) -> String {
