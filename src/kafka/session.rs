@@ -172,6 +172,7 @@ impl<'a> Session<'a> {
         loop {
             self.plan.status.heartbeat.store(Wall::now().0, Ordering::Relaxed);
             if self.control.stopping() {
+                self.catch_up()?;
                 self.commit(Checkpointing::All)?;
                 return Ok(Ended::Drained);
             }
@@ -193,6 +194,32 @@ impl<'a> Session<'a> {
                 self.wait();
             }
         }
+    }
+
+    /// Before a drain's last commit: takes what is there already, for a quarter of the time a drain has, so that whoever follows
+    /// has only to take what arrived since.
+    fn catch_up(&mut self) -> Result<(), Failure> {
+        let until = Instant::now() + self.control.left() / 4;
+        let mut behind: Vec<i32> = self.actives().map(|active| active.partition).collect();
+        while Instant::now() < until {
+            self.plan.status.heartbeat.store(Wall::now().0, Ordering::Relaxed);
+            self.poll_group()?;
+            self.serve_changes()?;
+            let busy = self.step_all()?;
+            self.writer.poll();
+            let at_end = |active: &Active| active.feeds.iter().all(|feed| feed.at_end);
+            behind.retain(|partition| match self.owned.get(partition) {
+                Some(Owned::Active(active)) => !at_end(active),
+                Some(Owned::Restoring { .. }) | None => false,
+            });
+            if behind.is_empty() {
+                break;
+            }
+            if !busy {
+                self.wait();
+            }
+        }
+        Ok(())
     }
 
     fn wait(&self) {

@@ -15,13 +15,15 @@ use runwarden::clock::{SECOND, Wall};
 use runwarden::config::Config;
 use runwarden::decide::records::Decision;
 use runwarden::demo::traffic::{self, Traffic};
+use runwarden::kafka::client::Isolation;
 use runwarden::kafka::produce::Producer;
-use runwarden::kafka::reader::{OwnedRecord, read_topic};
+use runwarden::kafka::reader::{Ends, OwnedRecord, Reader, read_topic};
 use runwarden::kafka::{ClientSettings, Topics};
 use runwarden::pipeline::simulate::Simulation;
 use serde_json::Value;
 
 use crate::support::broker::{shared, signal, skipped};
+use crate::support::sidecar::eventually;
 use crate::support::{assert_same, real_hour, root};
 
 const LONG: Duration = Duration::from_secs(120);
@@ -158,6 +160,20 @@ listen = \"127.0.0.1:0\"
 
     fn read(&self, topic: &str) -> Vec<OwnedRecord> {
         read_topic(&self.client, topic).unwrap()
+    }
+
+    /// How many records each telemetry partition holds.
+    fn ends(&self) -> Vec<i64> {
+        let ends = Ends::new(&self.client, "test").unwrap();
+        (0..self.topics.partitions).map(|p| ends.written(&self.topics.telemetry, p).unwrap()).collect()
+    }
+
+    /// How far the group has come in each telemetry partition.
+    fn committed(&self) -> Vec<i64> {
+        let group = self.topics.telemetry.replace("runs.telemetry", "group");
+        let reader = Reader::new(&self.client, &group, Isolation::Committed).unwrap();
+        let of = |p| reader.committed(&[&self.topics.telemetry], p).unwrap()[0].unwrap_or(0);
+        (0..self.topics.partitions).map(of).collect()
     }
 
     /// The decisions on the topics that others see.
@@ -473,13 +489,24 @@ fn sigterm_under_load_ends_well_in_five_seconds_and_the_next_start_repeats_nothi
     let Some(site) = Site::new("sidecar-term", PARTITIONS, "idle-timeout = \"1h\"") else { return };
     let wanted = site.oracle();
     let (last, took) = std::thread::scope(|scope| {
-        scope.spawn(|| site.feed(Duration::from_secs(10)));
+        scope.spawn(|| site.feed(Duration::from_secs(20)));
         let mut took = Vec::new();
         for life in 0..3 {
             let mut sidecar = site.sidecar(life);
             sidecar.await_restored(PARTITIONS);
-            std::thread::sleep(Duration::from_secs(1));
+            // what was sent while nobody ran
+            let backlog = site.ends();
+            eventually("caught up", LONG, || site.committed().iter().zip(&backlog).all(|(now, then)| now >= then));
+            let there = site.ends();
+            // what is on its way from the broker at the signal counts as arrived since
+            std::thread::sleep(Duration::from_millis(250));
             took.push(sidecar.terminate());
+            for (partition, (end, committed)) in there.iter().zip(site.committed()).enumerate() {
+                assert!(
+                    committed >= *end,
+                    "partition {partition}: {end} records were there, {committed} are processed"
+                );
+            }
         }
         (site.sidecar(3), took)
     });
