@@ -44,6 +44,15 @@ pub(super) struct Batch<'a> {
     pub(super) groups: &'a [Vec<u32>],
 }
 
+/// Rows that a store did not take, ascending.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Missed {
+    /// Too late for every window they would feed.
+    pub(super) late: Vec<u32>,
+    /// In no window, or feeding none.
+    pub(super) unused: Vec<u32>,
+}
+
 /// How clocks moved in a sub-batch.
 pub(super) struct Moves<'a> {
     moved: &'a [(u32, Vec<(Micros, u32)>)],
@@ -415,7 +424,7 @@ impl Engine {
                 _ => None,
             })
             .collect();
-        let mut late: Vec<Vec<u32>> = vec![Vec::new(); self.stores.len()];
+        let mut missed = vec![Missed::default(); self.stores.len()];
         let mut place_of = vec![0usize; self.clocks.list.len()];
         let mut from = 0;
         while from < rows {
@@ -447,10 +456,10 @@ impl Engine {
                 }
             }
             let moves = Moves { moved: &moved, finished: &finished, now: &begin, all: false };
-            self.sub_batch(&view, &selected, from..to, &moves, watch, &mut late, &mut out)?;
+            self.sub_batch(&view, &selected, from..to, &moves, watch, &mut missed, &mut out)?;
             from = to;
         }
-        self.report_late(&selected, late, &mut out);
+        self.report_late(&selected, &missed, &mut out);
         self.sweep(&mut out);
         Ok(out)
     }
@@ -463,7 +472,7 @@ impl Engine {
         range: std::ops::Range<usize>,
         moves: &Moves<'_>,
         watch: &mut dyn Watch,
-        late: &mut [Vec<u32>],
+        missed: &mut [Missed],
         out: &mut Output,
     ) -> Result<(), Error> {
         for (i, store) in self.stores.iter_mut().enumerate() {
@@ -472,8 +481,8 @@ impl Engine {
                 ..rows.partition_point(|r| (*r as usize) < range.end)];
             let keys = &mut self.key_sets[store.key_set()];
             match store {
-                Store::Panes(s) => s.apply(view, rows, keys, &mut late[i])?,
-                Store::Sessions(s) => s.apply(view, rows, moves, keys, &mut late[i])?,
+                Store::Panes(s) => s.apply(view, rows, keys, &mut missed[i])?,
+                Store::Sessions(s) => s.apply(view, rows, moves, keys, &mut missed[i])?,
             }
         }
         let mut early: Vec<QueryRows> = Vec::new();
@@ -568,6 +577,15 @@ impl Engine {
         }
         entry.watermark = watermark;
         entry.dirty = true;
+        // thousands of silent tenants are moved at every step: those with nothing due must cost next to nothing
+        let entry = &*entry;
+        let quiet = self.stores.iter().all(|store| match store {
+            Store::Panes(s) => s.is_quiet(id, entry.closed_until(s.grid.size)),
+            Store::Sessions(s) => s.is_quiet(id, watermark),
+        });
+        if quiet {
+            return Ok(Output::default());
+        }
         self.close_without_rows(&[(id, vec![(watermark, NO_ROW)])], false)
     }
 
@@ -676,11 +694,11 @@ impl Engine {
         Ok(self.filters.iter().map(keep).collect())
     }
 
-    fn report_late(&mut self, selected: &[Vec<u32>], late: Vec<Vec<u32>>, out: &mut Output) {
+    fn report_late(&mut self, selected: &[Vec<u32>], missed: &[Missed], out: &mut Output) {
         let mut by_row: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
-        for (store, rows) in late.into_iter().enumerate() {
-            for row in rows {
-                by_row.entry(row).or_default().push(store);
+        for (store, missed) in missed.iter().enumerate() {
+            for row in &missed.late {
+                by_row.entry(*row).or_default().push(store);
             }
         }
         for (row, stores) in by_row {
@@ -690,8 +708,12 @@ impl Engine {
             for query in &queries {
                 self.late[*query as usize] += 1;
             }
-            let takers = selected.iter().filter(|rows| rows.binary_search(&row).is_ok()).count();
-            out.late.push(Late { row, queries, everywhere: takers == stores.len() });
+            let took = |(rows, missed): (&Vec<u32>, &Missed)| {
+                [&missed.late, &missed.unused].iter().all(|m| m.binary_search(&row).is_err())
+                    && rows.binary_search(&row).is_ok()
+            };
+            let everywhere = !selected.iter().zip(missed).any(took);
+            out.late.push(Late { row, queries, everywhere });
         }
     }
 
