@@ -199,7 +199,8 @@ pub trait Core: Send {
     /// Takes one checkpointed key back. Unknown or older versions are counted and refused, never misread; a refused key
     /// leaves the rest usable.
     fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), CoreError>;
-    /// Called once after the last `restore` and before the first `step`.
+    /// Called once after the last `restore` and before the first `step`. An error says that something is missing: it is
+    /// counted like a refused key, and the core goes on with the rest.
     fn restored(&mut self) -> Result<(), CoreError>;
     /// The steps between the restored checkpoint and the offsets to go on from cannot be re-run (their input or record is
     /// gone): called once, after the replay gave up and before the next live step. What was missed makes results incomplete.

@@ -153,7 +153,9 @@ impl Restore<'_> {
             self.tell(Event::KeyRefused { partition, reason: "parts of its value are missing" });
         }
         drop(state);
-        core.restored().map_err(|source| Error::Core { partition, source })?;
+        if let Err(error) = core.restored() {
+            self.tell(Event::KeyRefused { partition, reason: &error.to_string() });
+        }
 
         let steps_from = mark.as_ref().map_or(0, |m| m.steps_from);
         let recorded = self.read_steps(mark.as_ref(), steps_from)?;

@@ -199,10 +199,9 @@ impl Partition {
     }
 
     /// After the last key: puts the restored snapshot in force; the configured one follows at the next live step if it is
-    /// another.
+    /// another. An error says what is missing: its results are incomplete, the rest is as it was.
     pub(super) fn taken_back(&mut self) -> Result<(), CoreError> {
-        self.engine.finish_restore().map_err(|e| refuse(e.to_string()))?;
-        self.correlation.restored().map_err(|e| refuse(e.to_string()))?;
+        let (windows, members) = (self.engine.finish_restore(), self.correlation.restored());
         let restored = self.limits.snapshots().find(|s| **s.id() == *self.meta.snapshot).cloned();
         if let Some(restored) = restored {
             self.limits.adopt(Arc::clone(&restored));
@@ -210,7 +209,7 @@ impl Partition {
         }
         self.runs.rebind();
         self.groups.forget();
-        Ok(())
+        windows.and(members).map_err(|e| refuse(e.to_string()))
     }
 }
 

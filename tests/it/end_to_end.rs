@@ -416,23 +416,34 @@ fn until_end_on_six_partitions_is_what_a_simulation_says() {
     until_end_equals_simulate("until-end-6", 6);
 }
 
-#[test]
-fn until_end_on_records_keyed_by_run_says_of_each_run_what_a_simulation_says() {
+/// Replays under keys that misplace most records; gives what was said and what a simulation says.
+fn until_end_on_misplaced_records(test: &str, key: &str) -> Option<(Vec<Said>, Vec<Said>)> {
     // the order between partitions is nobody's promise, so nothing may be late here
-    let Some(site) = Site::new("keyed-by-run", 6, "allowed-lateness = \"2h\"") else { return };
+    let site = Site::new(test, 6, "allowed-lateness = \"2h\"")?;
     let wanted = site.oracle();
-    site.replay("run");
+    site.replay(key);
     site.done(&["run", "--until-end", "--config"]);
     let moved = site.read(&site.topics.repartition).len();
     assert!(moved > site.lines.len() / 2, "only {moved} of {} were misplaced", site.lines.len());
     assert!(site.read(&site.topics.dead_letter).is_empty());
     let found = site.said();
     assert_same(&orderless(&found), &orderless(&wanted), "levels and interventions");
+    println!("keyed by {key}: {moved} of {} moved", site.lines.len());
+    Some((found, wanted))
+}
+
+#[test]
+fn until_end_on_records_keyed_by_run_says_of_each_run_what_a_simulation_says() {
+    let Some((found, wanted)) = until_end_on_misplaced_records("keyed-by-run", "run") else { return };
     // a run's own order is kept, and with it every value and id
     let of_runs = |all: &[Said]| texts(all.iter().filter(|s| s.what == "signal" && s.text_of("/scope/kind") == "RUN"));
     assert!(of_runs(&wanted).len() > 30, "only {} signals of runs", of_runs(&wanted).len());
     assert_same(&of_runs(&found), &of_runs(&wanted), "signals of runs");
-    println!("keyed by run: {moved} of {} moved, {} signals of runs equal", site.lines.len(), of_runs(&found).len());
+}
+
+#[test]
+fn until_end_on_records_without_a_key_says_the_same_of_every_limit() {
+    until_end_on_misplaced_records("keyed-by-nothing", "none");
 }
 
 #[test]
