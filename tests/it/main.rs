@@ -9,6 +9,7 @@
 mod demo_traffic;
 mod determinism;
 mod end_to_end;
+mod fuzz;
 mod kafka_mock;
 mod kafka_real;
 mod manual;
