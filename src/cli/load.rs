@@ -177,6 +177,7 @@ pub fn tuning(config: &Config) -> Tuning {
         inputs: InputNames {
             telemetry: config.topics.telemetry.as_str().into(),
             repartition: config.topics.repartition.as_str().into(),
+            outcomes: config.topics.outcomes.as_str().into(),
         },
         source: format!("urn:runwarden:{}", config.kafka.group),
     }

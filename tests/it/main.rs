@@ -6,6 +6,7 @@
     reason = "a test that cannot go on should say so and fail"
 )]
 
+mod decisions;
 mod demo_traffic;
 mod determinism;
 mod end_to_end;
