@@ -258,15 +258,29 @@ fn declared(text: &str) -> Option<(String, Scope, bool)> {
     Some((value("metric:")?, scope_of(stream::Scope::parse(&value("scope:")?)?), true))
 }
 
-/// A fault of a SQL file with its place, as far as the compiler knows it.
-fn placed(file: &str, error: &stream::CompileError) -> String {
-    let place = match (error.line, error.column, &error.clause) {
-        (Some(line), Some(column), _) => format!(":{line}:{column}"),
-        (_, _, Some(clause)) => format!(", {clause}"),
+/// A fault of a SQL file with its place: the compiler's, or where the name it does not know stands.
+fn placed((file, text): &Text, error: &stream::CompileError) -> String {
+    let place = match (error.line, error.column, &error.clause, unknown_name(text, &error.message)) {
+        (Some(line), Some(column), ..) => format!(":{line}:{column}"),
+        (.., Some((line, column))) => format!(":{line}:{column}"),
+        (_, _, Some(clause), None) => format!(", {clause}"),
         _ => String::new(),
     };
     let help = error.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
     format!("{file}{place}: {}{help}", error.message)
+}
+
+/// Line and column of the first use of the field that a message says is unknown: of fields inside functions the compiler
+/// does not say where they are.
+fn unknown_name(text: &str, message: &str) -> Option<(usize, usize)> {
+    let (_, rest) = message.split_once("No field named ")?;
+    let end = rest.find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '.' | '"'))).unwrap_or(rest.len());
+    let name = rest.get(..end)?.trim_end_matches('.').replace('"', "");
+    if name.is_empty() {
+        return None;
+    }
+    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("--"));
+    lines.find_map(|(n, line)| line.find(&name).map(|at| (n + 1, line[..at].chars().count() + 1)))
 }
 
 /// Compiles everything. Every fault of every file is in the error.
@@ -287,12 +301,12 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     errors.iter().for_each(|e| fault(e));
     let metrics: Vec<Arc<stream::Metric>> = metrics.into_iter().map(Arc::new).collect();
     match crate::pipeline::judge::prepare(&texts.thresholds.1) {
-        Err(decide::sql::Error::Compile(e)) => fault(&placed(&texts.thresholds.0, &e)),
+        Err(decide::sql::Error::Compile(e)) => fault(&placed(&texts.thresholds, &e)),
         Err(e) => fault(&format!("{}: {e}", texts.thresholds.0)),
         Ok(_) => {}
     }
     let members = correlation::compile(&texts.correlation.1);
-    let members = members.map_err(|e| fault(&placed(&texts.correlation.0, &e))).ok();
+    let members = members.map_err(|e| fault(&placed(&texts.correlation, &e))).ok();
     let prices = match &texts.prices {
         None => Prices::default(),
         Some((name, text)) => match Prices::from_toml(text, name) {

@@ -24,7 +24,7 @@ use crate::pipeline::denial::{self, Denial};
 use crate::pipeline::intake::{self, InputNames, Own, Rows};
 use crate::pipeline::judge::{self, Item, MetricPlan};
 use crate::pipeline::limits::{LimitSets, MetricInfo};
-use crate::pipeline::runs::{Bound, Run, RunTable, Seen};
+use crate::pipeline::runs::{Bound, Run, RunKey, RunTable, Seen};
 use crate::pipeline::watcher::{GroupCache, Watcher};
 use crate::policy::{Mode, Scope, Snapshot};
 use crate::stream::{Emit, Engine, Metric, Output, Query};
@@ -677,7 +677,7 @@ struct Around {
     /// Runs whose terms changed inside the batch.
     changed: HashSet<(Box<str>, Box<str>)>,
     /// What those runs were before the rows that changed them.
-    history: HashMap<(Box<str>, Box<str>), Vec<(u32, Box<Run>)>>,
+    history: HashMap<RunKey, Vec<(u32, Box<Run>)>>,
     /// Runs to stop, or no longer, because of ambiguous terms; by row.
     denials: VecDeque<Denial>,
     tenants: BTreeSet<Arc<str>>,
