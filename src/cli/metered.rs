@@ -98,6 +98,9 @@ impl Metered {
             return;
         }
         let mut unmatched = self.counting.unmatched.lock().unwrap_or_else(PoisonError::into_inner);
+        for considered in new.iter().flat_map(|set| &set.ambiguous).flat_map(|a| &a.considered) {
+            unmatched.retain(|(tenant, id)| *tenant != considered.policy_tenant || *id != considered.policy_id);
+        }
         for limit in new.iter().flat_map(|set| &set.limits) {
             unmatched.retain(|(tenant, id)| {
                 let gave = limit.contributors.iter().any(|c| c.policy_tenant == *tenant && c.policy_id == *id);

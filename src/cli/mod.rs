@@ -124,8 +124,8 @@ struct SimulateArguments {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// What "too far in the future" compares with (RFC 3339); default: the start of the command
-    #[arg(long, value_name = "TIME")]
-    now: Option<String>,
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    now: Option<crate::clock::Wall>,
     /// Prices for events that report no cost
     #[arg(long, value_name = "FILE", default_value = "config/prices.toml")]
     prices: PathBuf,
@@ -146,8 +146,8 @@ struct ReplayArguments {
     #[arg(long)]
     topic: String,
     /// Times the recorded pace (1, 10, …), or max
-    #[arg(long, default_value = "max")]
-    speed: String,
+    #[arg(long, value_name = "X|max", default_value = "max")]
+    speed: replay::Speed,
     /// How records are keyed: by tenant (as the contract says), by run, or not at all
     #[arg(long, value_enum, default_value = "tenant")]
     key: replay::KeyBy,
@@ -181,6 +181,11 @@ pub enum Failure {
 impl Failure {
     fn invalid(error: impl std::fmt::Display) -> Self {
         Self::Invalid(error.to_string())
+    }
+
+    /// With what caused it.
+    fn unreadable(error: impl std::error::Error) -> Self {
+        Self::Invalid(Chain(&error).to_string())
     }
 
     fn reach(error: impl std::error::Error) -> Self {
@@ -217,6 +222,12 @@ fn duration(text: &str) -> Result<std::time::Duration, String> {
     };
     let number: u64 = number.parse().map_err(|_| format!("{text}: write a duration like 30s, 2m or 1h"))?;
     Ok(std::time::Duration::from_millis(number.saturating_mul(scale)))
+}
+
+fn instant(text: &str) -> Result<crate::clock::Wall, String> {
+    let at = chrono::DateTime::parse_from_rfc3339(text)
+        .map_err(|e| format!("{e}; write a time like 2026-01-31T12:00:00Z"))?;
+    Ok(crate::clock::Wall(at.timestamp_micros()))
 }
 
 /// Parses the command line, runs the subcommand and returns its exit code (0 done, 1 invalid input, 2 usage, 3 could not
@@ -268,5 +279,19 @@ mod tests {
         assert!(Arguments::try_parse_from(["runwarden", "simulate", "--policies", "p"]).is_err());
         let line = ["runwarden", "simulate", "--policies", "p", "--telemetry", "a.jsonl", "b.csv", "--out", "o"];
         assert!(Arguments::try_parse_from(line).is_ok());
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_meant_is_a_fault_of_usage() {
+        let simulate =
+            |now| ["runwarden", "simulate", "--policies", "p", "--telemetry", "a", "--out", "o", "--now", now];
+        let replay = |x| ["runwarden", "replay", "--telemetry", "a", "--brokers", "b", "--topic", "t", "--speed", x];
+        for line in [simulate("yesterday"), replay("fast"), replay("0"), replay("-1"), replay("inf")] {
+            let error = Arguments::try_parse_from(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+        }
+        for line in [simulate("2026-01-31T12:00:00+01:00"), replay("max"), replay("2.5")] {
+            assert!(Arguments::try_parse_from(line).is_ok(), "{line:?}");
+        }
     }
 }

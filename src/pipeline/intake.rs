@@ -86,6 +86,8 @@ pub struct InputNames {
     pub telemetry: Arc<str>,
     /// `[topics] repartition`
     pub repartition: Arc<str>,
+    /// `[topics] outcomes`
+    pub outcomes: Arc<str>,
 }
 
 impl InputNames {

@@ -7,6 +7,7 @@
 pub mod checkpoint;
 pub mod clocks;
 mod core;
+pub mod denial;
 pub mod encode;
 pub mod intake;
 pub mod judge;

@@ -4,31 +4,35 @@
 //! telemetry. Decides by calling the rooms that do: `stream` for windows, the threshold SQL for near and past, `decide` for
 //! levels, alerts and interventions. Invariant: (state, step input) → (state', decisions), nothing else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use datafusion::arrow::record_batch::RecordBatch;
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, Wall};
 use crate::decide::correlation::{self, Correlation, Entry, Member};
 use crate::decide::interventions::{Interventions, Outcome};
-use crate::decide::levels::{Change, Levels, Observation};
+use crate::decide::levels::{self, Change, Judged, Levels, Observation};
 use crate::decide::records::{CommandResult, Decision, Evidence, Kind, Place};
 use crate::decide::signals::{self, Circumstance, Figures};
 use crate::decide::sql::Prepared;
 use crate::kafka::core::{CoreError, Input, InputBatch, OutRecord, StepInput};
 use crate::pipeline::clocks::{Clocks, EndClock};
+use crate::pipeline::denial::{self, Denial};
 use crate::pipeline::intake::{self, InputNames, Own, Rows};
 use crate::pipeline::judge::{self, Item, MetricPlan};
 use crate::pipeline::limits::{LimitSets, MetricInfo};
-use crate::pipeline::runs::{Bound, RunTable, Seen};
+use crate::pipeline::runs::{Bound, Run, RunKey, RunTable, Seen};
 use crate::pipeline::watcher::{GroupCache, Watcher};
 use crate::policy::{Mode, Scope, Snapshot};
 use crate::stream::{Emit, Engine, Metric, Output, Query};
 use crate::telemetry::schema::col;
-use crate::telemetry::{Batch, DeadLetter, Decoder, Dedup, Reason, redacted_json};
+use crate::telemetry::{Batch, DeadLetter, Decoder, Dedup, Origin, Reason, redacted_json};
+
+/// Scopes of the groups an event belongs to, in the order of the fields of [`Seen`].
+const GROUPS: [Scope; 5] = [Scope::Project, Scope::Agent, Scope::ApiKey, Scope::HumanActor, Scope::Provider];
 
 /// Everything a core is made from; shared by the partitions of a process.
 pub struct Settings {
@@ -63,6 +67,8 @@ pub struct Settings {
 /// What one step gave, before it is encoded.
 #[derive(Debug, Default)]
 pub struct Step {
+    /// The step's clock.
+    pub now: Wall,
     /// In order.
     pub decisions: Vec<Decision>,
     /// What could not be processed.
@@ -220,12 +226,12 @@ impl Partition {
             self.dedup.expire(tenant, watermark);
             let output =
                 self.engine.advance(tenant, watermark).map_err(|e| core_error("cannot advance the windows")(&e))?;
-            self.decide(output, &Around::none(now), &mut step, &mut entries)?;
+            self.decide(output, &mut Around::none(now), &mut step, &mut entries)?;
         }
         self.take_telemetry(&input.inputs, now, &mut step, &mut entries)?;
         if input.finish {
             let output = self.engine.close_all().map_err(|e| core_error("cannot close the windows")(&e))?;
-            self.decide(output, &Around::none(Wall(self.meta.now)), &mut step, &mut entries)?;
+            self.decide(output, &mut Around::none(Wall(self.meta.now)), &mut step, &mut entries)?;
         }
         let clocks = &self.clocks;
         let clock_of = |tenant: &str| {
@@ -237,6 +243,7 @@ impl Partition {
             .step(entries, clock_of, input.finish)
             .map_err(|e| core_error("cannot correlate alerts")(&e))?;
         step.decisions.extend(alerts.into_iter().map(|a| Decision::Alert(Box::new(a))));
+        step.now = Wall(self.meta.now);
         Ok(step)
     }
 
@@ -267,12 +274,14 @@ impl Partition {
         self.groups.forget();
         let used = self.runs.snapshots();
         self.dirty_snapshots.extend(self.limits.release(&used));
-        let limits = &self.limits;
+        let (limits, plans) = (&self.limits, &self.plans);
         let ended = self.levels.retain(|line, up| {
-            limits
-                .snapshots()
-                .any(|s| s.holds(&line.policy_tenant, &line.policy_id, line.policy_version, &line.limit_id))
-                && *up.limit.metric == *line.metric
+            let holds =
+                |s: &Snapshot| s.holds(&line.policy_tenant, &line.policy_id, line.policy_version, &line.limit_id);
+            // a run keeps the terms it is bound to; a wider group is under those of the step
+            let bound = plans.iter().any(|p| p.name == line.metric && p.scope == Scope::Run);
+            let held = if bound { limits.snapshots().any(|s| holds(s)) } else { holds(limits.current()) };
+            held && *up.limit.metric == *line.metric
         });
         let around = Around::none(now);
         for change in ended {
@@ -286,7 +295,18 @@ impl Partition {
         for record in &batch.records {
             let tenant = record.key.and_then(|k| std::str::from_utf8(k).ok());
             let outcome = record.payload.and_then(|p| serde_json::from_slice::<Outcome>(p).ok());
-            let (Some(tenant), Some(outcome)) = (tenant, outcome) else { continue };
+            let (Some(tenant), Some(outcome)) = (tenant, outcome) else {
+                // never the parser's own words: they hold values
+                let message = match tenant {
+                    None => "the key of an outcome must be its tenant",
+                    Some(_) => "an outcome is JSON with intervention_id and state ACKNOWLEDGED, SUCCEEDED or FAILED",
+                };
+                let topic = Arc::clone(&self.settings.inputs.outcomes);
+                let (partition, offset) = (self.own.partition, record.offset);
+                let origin = Origin { input: Input::Outcomes as u8, topic, partition, offset };
+                self.decoder.reject(origin, Reason::Decode, message, record.payload.unwrap_or_default());
+                continue;
+            };
             if let Some(record) = self.interventions.report(tenant, &outcome, now) {
                 step.decisions.push(Decision::Intervention(Box::new(record)));
             }
@@ -346,12 +366,15 @@ impl Partition {
             }
         }
         around.batch = Some(batch);
-        self.decide(output, &around, step, entries)?;
+        self.decide(output, &mut around, step, entries)?;
+        self.settle_denials(u32::MAX, &mut around, step);
         let tenants: BTreeSet<Arc<str>> = std::mem::take(&mut around.tenants);
         for tenant in tenants {
             self.clocks.touch(&tenant);
             if let Some(clock) = self.clocks.highest(&tenant) {
-                self.runs.expire(&tenant, clock);
+                for run in self.runs.expire(&tenant, clock) {
+                    self.interventions.admit(&tenant, &run);
+                }
             }
         }
         Ok(())
@@ -365,6 +388,7 @@ impl Partition {
         let fields =
             [col::PROJECT_ID, col::AGENT_ID, col::API_KEY_ID, col::HUMAN_ACTOR_ID, col::PROVIDER].map(|c| rows.text(c));
         let count = batch.rows.num_rows();
+        let (timed, ambiguous) = (self.limits.timed(), self.limits.may_be_ambiguous());
         let mut around = Around::none(now);
         around.clocks.reserve(count);
         around.run_sets.reserve(count);
@@ -378,25 +402,28 @@ impl Partition {
             if !around.tenants.contains(tenant) {
                 around.tenants.insert(tenant.into());
             }
+            let fields = fields.map(|c| intake::get(c, row));
             let Some(run_id) = intake::get(runs, row) else {
                 around.run_sets.push(u32::MAX);
                 around.run_agents.push(None);
+                let groups = GROUPS.into_iter().zip(fields).filter_map(|(scope, id)| Some((scope, id?)));
+                step.counts.uncovered += u64::from(!self.limits.cover(tenant, groups));
                 continue;
             };
-            let seen = Seen {
-                tenant,
-                run: run_id,
-                event_type: intake::get(types, row).unwrap_or_default(),
-                time,
-                fields: fields.map(|c| intake::get(c, row)),
-            };
+            let event_type = intake::get(types, row).unwrap_or_default();
+            let seen = Seen { tenant, run: run_id, event_type, time, fields };
             let (bound, run) = self.runs.observe(seen, &snapshot);
+            if let Some(before) = run.before.take()
+                && let Ok(row) = u32::try_from(row)
+            {
+                around.history.entry((tenant.into(), run_id.into())).or_default().push((row, before));
+            }
             around.run_agents.push(run.fields.agent.clone());
             let set = match run.limit_set {
-                Some(set) => set,
-                None => {
-                    let set = self.limits.of_run(tenant, run, None);
-                    run.limit_set = Some(set);
+                Some(set) if !timed => set,
+                _ => {
+                    let set = self.limits.of_run(tenant, run, timed.then_some(time));
+                    run.limit_set = (!timed).then_some(set);
                     set
                 }
             };
@@ -404,8 +431,19 @@ impl Partition {
                 around.changed.insert((tenant.into(), run_id.into()));
                 self.groups.forget();
             }
-            if self.limits.get(set).is_none_or(|s| s.limits.is_empty()) {
-                step.counts.uncovered += 1;
+            if self.limits.get(set).is_none_or(|s| s.limits.is_empty() && s.ambiguous.is_empty()) {
+                let groups = run.fields.groups();
+                let groups = groups.iter().filter_map(|(scope, id)| Some((*scope, id.as_deref()?)));
+                let limits = &mut self.limits;
+                let covered = *run.covered.get_or_insert_with(|| limits.cover(tenant, groups));
+                step.counts.uncovered += u64::from(!covered);
+            }
+            if (ambiguous || run.denied)
+                && let Ok(row) = u32::try_from(row)
+                && let Some(denial) = denial::judge(row, &seen, run, &mut self.limits)
+            {
+                self.runs.touch(tenant, run_id);
+                around.denials.push_back(denial);
             }
             around.run_sets.push(set);
         }
@@ -416,7 +454,7 @@ impl Partition {
     fn decide(
         &mut self,
         output: Output,
-        around: &Around,
+        around: &mut Around,
         step: &mut Step,
         entries: &mut Vec<Entry>,
     ) -> Result<(), CoreError> {
@@ -432,7 +470,8 @@ impl Partition {
             judge::items(closed, closed.query, plan, true, &mut items).map_err(|e| failed(&e))?;
         }
         for empty in &output.empty {
-            judge::empty_items(empty, empty.query, &self.plans[empty.query], &mut items);
+            let whole = |tenant: &str, start| self.engine.whole(empty.query, tenant, start);
+            judge::empty_items(empty, empty.query, &self.plans[empty.query], whole, &mut items);
         }
         for (key_set, group) in &output.freed {
             self.groups.free(*key_set, *group);
@@ -450,6 +489,7 @@ impl Partition {
         items.sort_by(Item::order);
         judge::judge(&mut items, &self.plans, &mut self.limits, &mut self.thresholds).map_err(|e| failed(&e))?;
         for item in items {
+            self.settle_denials(item.at, around, step);
             let plans = Arc::clone(&self.plans);
             let plan = &plans[item.metric];
             let agent = self.agent(plan.scope, &item, around);
@@ -461,8 +501,9 @@ impl Partition {
                 window: item.window,
                 closed: item.closed,
                 run_ended: self.run_ended(plan.scope, &item),
+                complete: item.complete,
                 agent: agent.as_deref(),
-                is_synthetic: around.synthetic(item.at),
+                is_synthetic: around.synthetic(&item),
                 value: item.value,
                 judged: item.judged.clone(),
             };
@@ -476,19 +517,33 @@ impl Partition {
     fn limit_set(&mut self, item: &Item, around: &Around) -> u32 {
         let scope = self.plans[item.metric].scope;
         let timed = self.limits.timed();
-        let at = timed.then(|| around.time(item).unwrap_or(item.window.1));
+        let row = if item.closed { None } else { around.time(item) };
+        let at = timed.then(|| row.unwrap_or(item.window.1));
         if scope != Scope::Run {
             return self.limits.of_group(scope, &item.tenant, &item.scope_id, at);
         }
         if !item.closed
-            && !timed
             && let Some(&set) = around.run_sets.get(item.at as usize)
         {
             return set;
         }
-        match self.runs.get(&item.tenant, &item.scope_id) {
+        match around.as_of(item).or_else(|| self.runs.get(&item.tenant, &item.scope_id)) {
             Some(run) => self.limits.of_run(&item.tenant, run, at),
             None => u32::MAX,
+        }
+    }
+
+    /// Orders and ends what ambiguous terms ask for, up to a row: what the row itself decides comes after.
+    fn settle_denials(&mut self, until: u32, around: &mut Around, step: &mut Step) {
+        while let Some(denial) = around.denials.pop_front_if(|d| d.row <= until) {
+            let Denial { row, tenant, run, time, why } = denial;
+            match why {
+                Some(why) => {
+                    let issued = self.interventions.deny(&tenant, &run, &why, time, around.now_at(row));
+                    step.decisions.extend(issued.map(|i| Decision::Intervention(Box::new(i))));
+                }
+                None => self.interventions.admit(&tenant, &run),
+            }
         }
     }
 
@@ -498,7 +553,10 @@ impl Partition {
             Scope::Run if !item.closed && (item.at as usize) < around.run_agents.len() => {
                 around.run_agents[item.at as usize].as_deref().map(Into::into)
             }
-            Scope::Run => self.runs.get(&item.tenant, &item.scope_id)?.fields.agent.as_deref().map(Into::into),
+            Scope::Run => {
+                let run = around.as_of(item).or_else(|| self.runs.get(&item.tenant, &item.scope_id))?;
+                run.fields.agent.as_deref().map(Into::into)
+            }
             _ => None,
         }
     }
@@ -535,11 +593,16 @@ impl Partition {
             evidence: item.map_or(Evidence { first: None, last: None }, |i| self.evidence(i)),
             cost_provenance: item.and_then(|i| i.cost_provenance.clone()),
             complete: item.is_none_or(|i| i.complete),
-            is_synthetic: item.is_some_and(|i| around.synthetic(i.at)),
+            is_synthetic: item.is_some_and(|i| around.synthetic(i)),
             anomaly: plan.is_some_and(|p| p.anomaly),
+            diverges: match (&change, item) {
+                (Change::Raised { judged, .. }, Some(item)) => diverges(judged, &item.judged),
+                _ => false,
+            },
         };
         match change {
-            Change::Raised { line, kind, judged } => {
+            Change::Raised { line, began, kind, judged } => {
+                let level = levels::cause(&line, began);
                 let figures = Figures {
                     value: item.and_then(|i| i.value),
                     utilization: judged.utilization,
@@ -548,7 +611,7 @@ impl Partition {
                 let signal = signals::raised(&line, kind, &judged.limit, figures, &at);
                 if kind == Kind::Breach {
                     if judged.limit.intervenes() {
-                        let issued = self.interventions.issue(&signal, at.now);
+                        let issued = self.interventions.issue(&signal, level.clone(), at.now);
                         step.decisions.extend(issued.map(|i| Decision::Intervention(Box::new(i))));
                     } else if judged.limit.mode == Mode::Audit {
                         let shadow = Interventions::shadow(&signal, at.now);
@@ -566,6 +629,7 @@ impl Partition {
                         channels: judged.limit.alerts.channels.clone(),
                         min_interval: correlation::interval(judged.limit.alerts.min_alert_interval_seconds.into()),
                         clock,
+                        level,
                     })));
                 }
                 step.decisions.push(Decision::Signal(Box::new(signal)));
@@ -576,16 +640,26 @@ impl Partition {
                 let overshoot = value.and_then(|v| v.over(up.limit.max));
                 let figures = Figures { value, utilization, overshoot };
                 let signal = signals::resolved(&line, &up, reason, figures, &at);
-                if up.level == Kind::Breach && up.limit.intervenes() {
-                    self.interventions.release(&signal);
-                }
-                if up.limit.mode != Mode::Audit {
-                    entries.push(Entry::Down(line.tenant.clone(), correlation::cause(&signal)));
+                for began in &up.began {
+                    let level = levels::cause(&line, *began);
+                    self.interventions.release(&line.tenant, &level);
+                    if up.limit.mode != Mode::Audit {
+                        entries.push(Entry::Down(line.tenant.clone(), level));
+                    }
                 }
                 step.decisions.push(Decision::Signal(Box::new(signal)));
             }
         }
     }
+}
+
+/// Whether a shadow limit stands at another level than what is enforced on the same metric and scope.
+fn diverges(shadow: &Judged, all: &[Judged]) -> bool {
+    if shadow.limit.mode != Mode::Audit {
+        return false;
+    }
+    let enforced = all.iter().filter(|j| j.limit.enforcing()).map(|j| j.level).max();
+    enforced.is_some_and(|level| level != shadow.level)
 }
 
 /// The rows around a decision: what an item's `at` refers to.
@@ -602,6 +676,10 @@ struct Around {
     row_now: Vec<Micros>,
     /// Runs whose terms changed inside the batch.
     changed: HashSet<(Box<str>, Box<str>)>,
+    /// What those runs were before the rows that changed them.
+    history: HashMap<RunKey, Vec<(u32, Box<Run>)>>,
+    /// Runs to stop, or no longer, because of ambiguous terms; by row.
+    denials: VecDeque<Denial>,
     tenants: BTreeSet<Arc<str>>,
 }
 
@@ -615,13 +693,29 @@ impl Around {
             run_agents: Vec::new(),
             row_now: Vec::new(),
             changed: HashSet::new(),
+            history: HashMap::new(),
+            denials: VecDeque::new(),
             tenants: BTreeSet::new(),
         }
     }
 
+    /// The run as it was when its window closed, if later rows of the batch changed it.
+    fn as_of(&self, item: &Item) -> Option<&Run> {
+        if self.history.is_empty() {
+            return None;
+        }
+        let changes = self.history.get(&(Box::from(&*item.tenant), Box::from(&*item.scope_id)))?;
+        changes.iter().find(|(row, _)| *row > item.at).map(|(_, run)| &**run)
+    }
+
     /// The step's clock when the item was decided.
     fn now(&self, item: Option<&Item>) -> Wall {
-        item.and_then(|i| self.row_now.get(i.at as usize)).map_or(self.now, |at| Wall(*at))
+        item.map_or(self.now, |i| self.now_at(i.at))
+    }
+
+    /// The step's clock at a row.
+    fn now_at(&self, row: u32) -> Wall {
+        self.row_now.get(row as usize).map_or(self.now, |at| Wall(*at))
     }
 
     fn time(&self, item: &Item) -> Option<Micros> {
@@ -630,9 +724,13 @@ impl Around {
         (row < batch.rows.num_rows()).then(|| Rows::new(&batch.rows).time.value(row))
     }
 
-    fn synthetic(&self, at: u32) -> bool {
+    /// Of the row that crossed; at close of the window as its metric says, since the row that closed it is any.
+    fn synthetic(&self, item: &Item) -> bool {
+        if item.closed {
+            return item.is_synthetic.unwrap_or(false);
+        }
         let Some(batch) = self.batch.as_ref() else { return false };
-        let row = at as usize;
+        let row = item.at as usize;
         row < batch.rows.num_rows() && Rows::new(&batch.rows).synthetic(row)
     }
 

@@ -11,6 +11,7 @@ use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, SECOND};
+use crate::policy::Scope;
 
 /// How long a silent or ended run is remembered.
 const KEPT: Micros = 24 * 3600 * SECOND;
@@ -54,9 +55,31 @@ pub struct Run {
     pub last: Micros,
     /// Event times of `run.completed` and `run.failed`: the latest [`ENDS`] of them. More than one when the id is used again.
     pub ends: BTreeSet<Micros>,
+    /// It stands stopped, because the terms it is bound to are ambiguous.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub denied: bool,
     /// Interned arbitration of the moment; not state, found again after a restart.
     #[serde(skip)]
     pub limit_set: Option<u32>,
+    /// Whether any policy governs it or a group it belongs to, where that has been asked; not state either.
+    #[serde(skip)]
+    pub covered: Option<bool>,
+    /// What it was before the row that changed its identity or binding, until someone takes it; not state either.
+    #[serde(skip)]
+    pub before: Option<Box<Self>>,
+}
+
+impl Fields {
+    /// The groups a run with these fields belongs to, beside its tenant.
+    pub fn groups(&self) -> [(Scope, Option<Arc<str>>); 5] {
+        [
+            (Scope::Agent, self.agent.clone()),
+            (Scope::ApiKey, self.api_key.clone()),
+            (Scope::HumanActor, self.human.clone()),
+            (Scope::Project, self.project.clone()),
+            (Scope::Provider, self.provider.clone()),
+        ]
+    }
 }
 
 /// One row's view of its run.
@@ -121,18 +144,30 @@ impl RunTable {
                     first: seen.time,
                     last: seen.time,
                     ends: BTreeSet::new(),
+                    denied: false,
                     limit_set: None,
+                    covered: None,
+                    before: None,
                 })
             }
         };
+        let identity = differs(&run.fields, seen.fields);
+        let binding = match seen.event_type {
+            "run.started" => run.run_start != *snapshot,
+            "run.first_token" => run.first_token != *snapshot,
+            _ => false,
+        };
+        if (identity || binding) && bound != Bound::New {
+            run.before = Some(Box::new(run.clone()));
+        }
         let mut touched = bound == Bound::New;
         match seen.event_type {
-            "run.started" if run.run_start != *snapshot => {
+            "run.started" if binding => {
                 run.run_start = Arc::clone(snapshot);
                 touched = true;
                 bound = bound.max(Bound::Changed);
             }
-            "run.first_token" if run.first_token != *snapshot => {
+            "run.first_token" if binding => {
                 run.first_token = Arc::clone(snapshot);
                 touched = true;
                 bound = bound.max(Bound::Changed);
@@ -145,7 +180,8 @@ impl RunTable {
             }
             _ => {}
         }
-        if merge(&mut run.fields, seen.fields) {
+        if identity {
+            merge(&mut run.fields, seen.fields);
             touched = true;
             bound = bound.max(Bound::Changed);
         }
@@ -157,6 +193,7 @@ impl RunTable {
         run.last = run.last.max(seen.time);
         if bound != Bound::Same {
             run.limit_set = None;
+            run.covered = None;
         }
         if touched {
             self.dirty.insert((seen.tenant.into(), seen.run.into()));
@@ -179,8 +216,14 @@ impl RunTable {
         for tenant in self.tenants.values_mut() {
             for run in tenant.runs.values_mut() {
                 run.limit_set = None;
+                run.covered = None;
             }
         }
+    }
+
+    /// Notes that a run changed outside [`Self::observe`].
+    pub fn touch(&mut self, tenant: &str, run: &str) {
+        self.dirty.insert((tenant.into(), run.into()));
     }
 
     /// Ids of the snapshots that some run is bound to.
@@ -189,9 +232,11 @@ impl RunTable {
         runs.flat_map(|r| [Arc::clone(&r.run_start), Arc::clone(&r.first_token)]).collect()
     }
 
-    /// Forgets what has been silent for 24 hours at `clock`, the tenant's highest event time.
-    pub fn expire(&mut self, tenant: &str, clock: Micros) {
-        let Some(state) = self.tenants.get_mut(tenant) else { return };
+    /// Forgets what has been silent for 24 hours at `clock`, the tenant's highest event time. Gives the forgotten runs that
+    /// stood stopped ([`Run::denied`]).
+    pub fn expire(&mut self, tenant: &str, clock: Micros) -> Vec<Box<str>> {
+        let mut denied = Vec::new();
+        let Some(state) = self.tenants.get_mut(tenant) else { return denied };
         while let Some(entry) = state.expiry.first_entry() {
             if entry.key().saturating_mul(BUCKET).saturating_add(KEPT + BUCKET) > clock {
                 break;
@@ -203,11 +248,15 @@ impl RunTable {
                 if now_in > hour {
                     state.expiry.entry(now_in).or_default().push(id);
                 } else {
+                    if run.denied {
+                        denied.push(id.clone());
+                    }
                     state.runs.remove(&id);
                     self.dirty.insert((tenant.into(), id));
                 }
             }
         }
+        denied
     }
 
     /// How many runs are known.
@@ -257,10 +306,15 @@ fn bucket(time: Micros) -> i64 {
     time.div_euclid(BUCKET)
 }
 
-/// Takes over what the row says; fields it leaves out stay. True when something changed.
-fn merge(fields: &mut Fields, seen: [Option<&str>; 5]) -> bool {
+/// Whether the row says something else than what is known.
+fn differs(fields: &Fields, seen: [Option<&str>; 5]) -> bool {
+    let held = [&fields.project, &fields.agent, &fields.api_key, &fields.human, &fields.provider];
+    held.into_iter().zip(seen).any(|(held, new)| new.is_some() && held.as_deref() != new)
+}
+
+/// Takes over what the row says; fields it leaves out stay.
+fn merge(fields: &mut Fields, seen: [Option<&str>; 5]) {
     let [project, agent, api_key, human, provider] = seen;
-    let mut changed = false;
     for (held, new) in [
         (&mut fields.project, project),
         (&mut fields.agent, agent),
@@ -272,10 +326,8 @@ fn merge(fields: &mut Fields, seen: [Option<&str>; 5]) -> bool {
             && held.as_deref() != Some(new)
         {
             *held = Some(new.into());
-            changed = true;
         }
     }
-    changed
 }
 
 #[cfg(test)]

@@ -125,7 +125,9 @@ impl Watcher<'_> {
                 wanted.push((index, row));
             } else if reached {
                 let window = rows.window.get(row).copied().unwrap_or_default();
-                let over = plan.shape != Shape::Hop && self.levels.settled(tenant, &plan.name, id, window, floor.1);
+                let limits = self.limits.get(number).map_or(&[][..], |set| &set.limits);
+                let limits = limits.iter().map(|l| &**l).filter(|l| *l.metric == *plan.name);
+                let over = plan.shape != Shape::Hop && self.levels.settled(tenant, &plan.name, id, window, limits);
                 if !over {
                     wanted.push((index, row));
                 }
@@ -138,12 +140,21 @@ impl Watcher<'_> {
         plan.scope == Scope::Run && self.changed.iter().any(|(t, r)| **t == *tenant && **r == *id)
     }
 
-    /// Active times are left out here: a limit that is not active at the moment still has its NEAR line.
+    /// Where limits are active at times only, the lines of all that may ever hold count, whichever the arbitration of a moment
+    /// prefers: what is remembered of a group must hold for rows of any time.
     fn find(&mut self, plan: &MetricPlan, tenant: &str, id: &str) -> Option<u32> {
+        let timed = self.limits.timed();
         if plan.scope != Scope::Run {
-            return Some(self.limits.of_group(plan.scope, tenant, id, None));
+            return Some(if timed {
+                self.limits.lines_of_group(plan.scope, tenant, id)
+            } else {
+                self.limits.of_group(plan.scope, tenant, id, None)
+            });
         }
         let run = self.runs.get_mut(tenant, id)?;
+        if timed {
+            return Some(self.limits.lines_of_run(tenant, run));
+        }
         if run.limit_set.is_none() {
             run.limit_set = Some(self.limits.of_run(tenant, run, None));
         }

@@ -388,7 +388,8 @@ fn ready<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     }
 }
 
-fn explain(query: &str, error: &DataFusionError) -> CompileError {
+/// What DataFusion says of a text that does not compile: the message, the place and the fix where it knows them.
+pub fn explain(query: &str, error: &DataFusionError) -> CompileError {
     let mut out = CompileError {
         query: query.to_owned(),
         message: String::new(),

@@ -611,6 +611,14 @@ impl Engine {
         Some(self.clocks.list[id as usize].watermark).filter(|w| *w != NEVER)
     }
 
+    /// Whether a window of `query` that starts at `start` sees every row of its time on this clock: not so when the query was
+    /// added while it was open.
+    pub fn whole(&self, query: usize, clock: &str, start: Micros) -> bool {
+        let member = self.stores[self.store_of[query]].members().iter().find(|m| m.index == query);
+        let until = self.clocks.find(clock).and_then(|id| member?.blind_until.get(id as usize));
+        until.is_none_or(|until| start > *until)
+    }
+
     /// Every clock that has seen something: name, watermark, highest event time; in order of first sight.
     pub fn watermarks(&self) -> impl Iterator<Item = (&str, Micros, Micros)> {
         self.clocks.list.iter().filter(|c| c.watermark != NEVER).map(|c| (c.name.as_str(), c.watermark, c.high))

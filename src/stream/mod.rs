@@ -77,7 +77,7 @@ mod time;
 mod tree;
 mod window;
 
-pub use compile::{CompileError, Compiler};
+pub use compile::{CompileError, Compiler, explain};
 pub use engine::Engine;
 pub use metric::{Emit, Metric, MetricError, Scope, parse_metric, parse_metrics};
 pub use output::{Empty, Late, NO_ROW, NoWatch, Output, QueryRows, QueryStats, Stats, Trace, Watch};

@@ -6,6 +6,8 @@
     reason = "a test that cannot go on should say so and fail"
 )]
 
+mod commands;
+mod decisions;
 mod demo_traffic;
 mod determinism;
 mod end_to_end;

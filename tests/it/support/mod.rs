@@ -83,7 +83,7 @@ pub fn essence(decision: &Decision) -> Option<String> {
             s.reason
         )),
         Decision::Intervention(i) => Some(format!(
-            "intervention {} {} {}:{} {} {}",
+            "intervention {} {} {}:{} {:?} {}",
             i.intervention_id, i.kind, i.target.kind, i.target.id, i.signal_id, i.reason
         )),
         Decision::Alert(a) => Some(format!(
