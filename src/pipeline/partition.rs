@@ -210,10 +210,10 @@ impl Partition {
             step.counts.records[batch.input as usize] += batch.records.len() as u64;
             match batch.input {
                 Input::Commands => refuse_commands(batch, &mut step),
-                Input::Outcomes => self.take_outcomes(batch, now, &mut step),
-                Input::Telemetry | Input::Repartition => {}
+                Input::Outcomes | Input::Telemetry | Input::Repartition => {}
             }
         }
+        self.take_outcomes(&input.inputs, now, &mut step);
         let idle = self.clocks.idle(self.settings.idle_timeout, &self.meta.end);
         for (tenant, clock) in &idle {
             let watermark = clock.saturating_sub(self.settings.stream.lateness);
@@ -282,11 +282,10 @@ impl Partition {
         step.adopted = Some(snapshot);
     }
 
-    fn take_outcomes(&mut self, batch: &InputBatch<'_>, now: Wall, step: &mut Step) {
-        for record in &batch.records {
-            let tenant = record.key.and_then(|k| std::str::from_utf8(k).ok());
+    fn take_outcomes(&mut self, inputs: &[InputBatch<'_>], now: Wall, step: &mut Step) {
+        for (tenant, record) in intake::outcomes(inputs, self.own, &mut step.rekeyed) {
             let outcome = record.payload.and_then(|p| serde_json::from_slice::<Outcome>(p).ok());
-            let (Some(tenant), Some(outcome)) = (tenant, outcome) else { continue };
+            let Some(outcome) = outcome else { continue };
             if let Some(record) = self.interventions.report(tenant, &outcome, now) {
                 step.decisions.push(Decision::Intervention(Box::new(record)));
             }
@@ -511,9 +510,9 @@ impl Partition {
 
     fn evidence(&self, item: &Item) -> Evidence {
         let place = |position| {
-            let (input, offset) = intake::place(position)?;
+            let (partition, input, offset) = intake::place(position, self.own.partition)?;
             let topic = self.settings.inputs.of(input).to_string();
-            Some(Place { topic, partition: self.own.partition, offset })
+            Some(Place { topic, partition, offset })
         };
         Evidence { first: place(item.evidence.0), last: place(item.evidence.1) }
     }
