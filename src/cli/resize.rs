@@ -98,9 +98,7 @@ fn summary(report: &Report, order: Order, took: &str) -> String {
     if order.dry_run {
         text.push_str("dry run: nothing was changed; this is what would be\n");
     }
-    for (name, value) in lines {
-        text.push_str(&format!("{name:<16}{value}\n"));
-    }
+    text.extend(lines.iter().map(|(name, value)| format!("{name:<16}{value}\n")));
     text
 }
 

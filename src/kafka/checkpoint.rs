@@ -80,10 +80,8 @@ impl Slots {
         let mut out = Vec::with_capacity(changes.len() + 1);
         let mut buried: Vec<_> = std::mem::take(&mut self.buried).into_iter().collect();
         buried.sort_unstable();
-        let changed: HashSet<&[u8]> = match buried.is_empty() {
-            true => HashSet::new(),
-            false => changes.iter().map(|change| change.key.as_slice()).collect(),
-        };
+        let looked_for = !buried.is_empty();
+        let changed: HashSet<&[u8]> = changes.iter().filter(|_| looked_for).map(|c| c.key.as_slice()).collect();
         for key in buried {
             if changed.contains(key.as_slice()) {
                 continue;

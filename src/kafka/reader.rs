@@ -105,7 +105,9 @@ impl Reader {
     /// The first partition of a topic below `below` at which the group has a committed offset.
     pub fn first_committed(&self, topic: &str, below: i32) -> Result<Option<i32>, KafkaError> {
         let mut list = TopicPartitionList::new();
-        (0..below).for_each(|partition| drop(list.add_partition(topic, partition)));
+        for partition in 0..below {
+            list.add_partition(topic, partition);
+        }
         if list.count() == 0 {
             return Ok(None);
         }
