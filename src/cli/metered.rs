@@ -212,6 +212,14 @@ impl Core for Metered {
         self.partition.history_gone(reason);
     }
 
+    fn split(&mut self, partitions: i32) -> Result<Vec<Vec<StateChange>>, CoreError> {
+        self.partition.split(partitions)
+    }
+
+    fn join(&mut self, shares: Vec<Vec<StateChange>>) -> Result<(), CoreError> {
+        self.partition.join(shares)
+    }
+
     fn next_deadline(&self) -> Option<Wall> {
         self.partition.next_deadline()
     }

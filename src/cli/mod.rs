@@ -8,6 +8,7 @@ mod demo;
 pub mod load;
 mod metered;
 mod replay;
+mod resize;
 mod run;
 mod service;
 mod simulate;
@@ -51,7 +52,7 @@ enum Command {
     Simulate(SimulateArguments),
     /// Produces recorded telemetry into a Kafka topic, at its own pace or faster
     Replay(ReplayArguments),
-    /// Creates or describes the topics of the configuration
+    /// Creates, describes or resizes the topics of the configuration
     Topics(TopicsArguments),
 }
 
@@ -167,6 +168,40 @@ enum TopicsAction {
     Create,
     /// Shows partitions and settings of every topic
     Describe,
+    /// Adds partitions and moves every tenant's state to where its records will be; offline, can be repeated
+    #[command(long_about = "\
+Adds partitions, so that more sidecars can share the work, and moves every tenant's state (windows, sessions, seen ids, levels, \
+alerts, interventions, runs, clocks) to the partition where its records will be.
+
+1. Stop every sidecar of the group. The command waits for members to leave, and refuses to begin beside a living one. A sidecar \
+that is started meanwhile refuses to run, or is the reason for this command to stop; neither does harm.
+2. Run it, with the configuration of the sidecars. It restores every partition as a sidecar would, processes what is unread as a \
+sidecar would, writes the state for the new partitions in one go, and adds the partitions.
+3. Start the sidecars.
+
+Killed at any moment, it is run again with the same --partitions and goes on where it stopped; until then no sidecar starts. Producers \
+may go on all the while: what they still send to a tenant's old partition is re-keyed to its owner, once. Kafka cannot take partitions \
+away, so there is no way back. All state is held in memory meanwhile.
+
+Exit codes: 0 done, or nothing to do; 1 refused, with the reason; 3 the broker could not be reached, or it was broken off.")]
+    Resize(ResizeArguments),
+}
+
+#[derive(Debug, clap::Args)]
+struct ResizeArguments {
+    /// How many partitions there are to be: more than now
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=10_000))]
+    partitions: i32,
+    /// Restore and split, say what would be done, change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Go on when the state cannot be restored exactly (history gone, unreadable keys), with what there is
+    #[arg(long)]
+    accept_loss: bool,
+    /// Leave unread records to the sidecars. They are re-keyed then, after newer ones perhaps: more than `allowed-lateness`
+    /// behind those, they count as late
+    #[arg(long)]
+    leave_backlog: bool,
 }
 
 /// Why a subcommand failed; its exit code.

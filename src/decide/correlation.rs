@@ -344,6 +344,15 @@ impl Correlation {
         self.dirty.extend(self.open.keys().cloned());
     }
 
+    /// The whole state of the session windows in `shares`, by tenant.
+    pub fn split_windows(
+        &mut self,
+        shares: usize,
+        place: impl Fn(&str) -> usize,
+    ) -> Result<Vec<Vec<stream::StateRecord>>, stream::RestoreError> {
+        self.engine.split(shares, place)
+    }
+
     /// Takes a key's alerts back.
     pub fn restore(&mut self, key: Key, open: Vec<Open>) {
         for alert in &open {

@@ -187,7 +187,11 @@ impl<'a> Session<'a> {
             }
             self.report_lag();
             if self.config().until_end && !busy && self.at_the_end()? {
-                self.finish()?;
+                if self.config().close_windows {
+                    self.finish()?;
+                } else {
+                    self.commit(Checkpointing::All)?;
+                }
                 return Ok(Ended::Finished);
             }
             if !busy {
@@ -300,12 +304,22 @@ impl<'a> Session<'a> {
 
     fn assigned(&mut self, partitions: &[i32]) -> Result<(), Failure> {
         let topic = &self.config().topics.telemetry;
+        if let Some(partition) = partitions.iter().find(|p| **p >= self.partitions) {
+            let reason = format!("{topic} has grown: partition {partition} is new");
+            return Err(Failure::Rebuild { reason, fenced: false });
+        }
         let mut list = TopicPartitionList::new();
         for &partition in partitions {
             let telemetry = self.split(topic, partition)?;
             list.add_partition_offset(topic, partition, Offset::Beginning).map_err(|e| rebuild("assign", &e))?;
             let cancel = Arc::new(AtomicBool::new(false));
-            let job = Job { partition, partitions: self.partitions, cancel: Arc::clone(&cancel), session: self.id };
+            let job = Job {
+                partition,
+                partitions: self.partitions,
+                cancel: Arc::clone(&cancel),
+                session: self.id,
+                keep_keys: false,
+            };
             self.owned.insert(partition, Owned::Restoring { cancel: Cancel(cancel), telemetry });
             if self.jobs.send(job).is_err() {
                 return Err(Failure::Rebuild { reason: "the restore threads are gone".into(), fenced: false });
@@ -627,6 +641,7 @@ impl<'a> Session<'a> {
     /// Encodes step records and checkpoints of what is about to be committed.
     fn prepare(&mut self, which: Checkpointing<'_>) {
         let (interval, chunk) = (self.config().checkpoint_interval, self.config().checkpoint_chunk);
+        let partitions = self.partitions;
         for owned in self.owned.values_mut() {
             let Owned::Active(active) = owned else { continue };
             let version = active.core.version().to_owned();
@@ -651,6 +666,7 @@ impl<'a> Session<'a> {
                     offsets,
                     steps_from: self.writer.steps_offset(active.partition).unwrap_or(*steps_from),
                     version,
+                    partitions: Some(partitions),
                 };
                 *pending = Some(Pending {
                     step: active.number,

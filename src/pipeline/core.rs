@@ -83,6 +83,14 @@ impl Core for Partition {
         self.taken_back()
     }
 
+    fn split(&mut self, partitions: i32) -> Result<Vec<Vec<StateChange>>, CoreError> {
+        self.taken_apart(partitions)
+    }
+
+    fn join(&mut self, shares: Vec<Vec<StateChange>>) -> Result<(), CoreError> {
+        self.put_together(shares)
+    }
+
     fn next_deadline(&self) -> Option<Wall> {
         self.deadline()
     }

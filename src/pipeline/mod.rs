@@ -15,6 +15,7 @@ pub mod limits;
 pub mod partition;
 pub mod runs;
 pub mod simulate;
+mod split;
 pub mod watcher;
 
 pub use intake::{InputNames, Own};

@@ -216,10 +216,10 @@ impl Partition {
             step.counts.records[batch.input as usize] += batch.records.len() as u64;
             match batch.input {
                 Input::Commands => refuse_commands(batch, &mut step),
-                Input::Outcomes => self.take_outcomes(batch, now, &mut step),
-                Input::Telemetry | Input::Repartition => {}
+                Input::Outcomes | Input::Telemetry | Input::Repartition => {}
             }
         }
+        self.take_outcomes(&input.inputs, now, &mut step);
         let idle = self.clocks.idle(self.settings.idle_timeout, &self.meta.end);
         for (tenant, clock) in &idle {
             let watermark = clock.saturating_sub(self.settings.stream.lateness);
@@ -291,9 +291,8 @@ impl Partition {
         step.adopted = Some(snapshot);
     }
 
-    fn take_outcomes(&mut self, batch: &InputBatch<'_>, now: Wall, step: &mut Step) {
-        for record in &batch.records {
-            let tenant = record.key.and_then(|k| std::str::from_utf8(k).ok());
+    fn take_outcomes(&mut self, inputs: &[InputBatch<'_>], now: Wall, step: &mut Step) {
+        for (input, tenant, record) in intake::outcomes(inputs, self.own, &mut step.rekeyed) {
             let outcome = record.payload.and_then(|p| serde_json::from_slice::<Outcome>(p).ok());
             let (Some(tenant), Some(outcome)) = (tenant, outcome) else {
                 // never the parser's own words: they hold values
@@ -301,9 +300,10 @@ impl Partition {
                     None => "the key of an outcome must be its tenant",
                     Some(_) => "an outcome is JSON with intervention_id and state ACKNOWLEDGED, SUCCEEDED or FAILED",
                 };
-                let topic = Arc::clone(&self.settings.inputs.outcomes);
+                let names = &self.settings.inputs;
+                let topic = if input == Input::Outcomes { &names.outcomes } else { &names.repartition };
                 let (partition, offset) = (self.own.partition, record.offset);
-                let origin = Origin { input: Input::Outcomes as u8, topic, partition, offset };
+                let origin = Origin { input: input as u8, topic: Arc::clone(topic), partition, offset };
                 self.decoder.reject(origin, Reason::Decode, message, record.payload.unwrap_or_default());
                 continue;
             };
@@ -569,9 +569,9 @@ impl Partition {
 
     fn evidence(&self, item: &Item) -> Evidence {
         let place = |position| {
-            let (input, offset) = intake::place(position)?;
+            let (partition, input, offset) = intake::place(position, self.own.partition)?;
             let topic = self.settings.inputs.of(input).to_string();
-            Some(Place { topic, partition: self.own.partition, offset })
+            Some(Place { topic, partition, offset })
         };
         Evidence { first: place(item.evidence.0), last: place(item.evidence.1) }
     }

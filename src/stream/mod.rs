@@ -46,6 +46,7 @@
 //! | `sessions` | sessions and run windows under disorder |
 //! | `engine`, `emit` | a push; HAVING and output columns |
 //! | `checkpoint`, `persist`, `compact` | what changed; records out and in |
+//! | `split` | the whole state, taken apart by clock |
 //! | `batch` | the same text as a batch query |
 //! | `metric` | metric files |
 
@@ -72,6 +73,7 @@ mod quantile;
 mod query;
 mod reject;
 mod sessions;
+mod split;
 mod sql;
 mod time;
 mod tree;
@@ -83,6 +85,7 @@ pub use metric::{Emit, Metric, MetricError, Scope, parse_metric, parse_metrics};
 pub use output::{Empty, Late, NO_ROW, NoWatch, Output, QueryRows, QueryStats, Stats, Trace, Watch};
 pub use persist::RestoreError;
 pub use query::Query;
+pub use split::StateRecord;
 pub use window::{MAX_PANES, Window};
 
 /// Why an engine stopped. No row causes one: what a row can break becomes NULL, late or counted.

@@ -20,6 +20,7 @@ use super::keys::{KeySet, clock_text};
 use super::panes::{PaneStore, pane_key};
 use super::pool::{NO_SLOT, Pool};
 use super::sessions::{Closed, Content, Item, SessionStore, group_key};
+use super::split::count_record;
 use super::time::NEVER;
 use super::window::FAR;
 
@@ -47,7 +48,7 @@ pub enum RestoreError {
     },
 }
 
-fn damaged(what: impl Into<String>) -> RestoreError {
+pub(super) fn damaged(what: impl Into<String>) -> RestoreError {
     RestoreError::Damaged(what.into())
 }
 
@@ -75,10 +76,10 @@ pub(super) struct Restoring {
     waiting: Vec<(usize, u32, Vec<u8>, Vec<u8>)>,
 }
 
-struct Out(Vec<u8>);
+pub(super) struct Out(Vec<u8>);
 
 impl Out {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(vec![0; 5])
     }
     fn u8(&mut self, v: u8) {
@@ -87,17 +88,17 @@ impl Out {
     fn u32(&mut self, v: u32) {
         self.0.extend_from_slice(&v.to_be_bytes());
     }
-    fn u64(&mut self, v: u64) {
+    pub(super) fn u64(&mut self, v: u64) {
         self.0.extend_from_slice(&v.to_be_bytes());
     }
-    fn count(&mut self, v: usize) {
+    pub(super) fn count(&mut self, v: usize) {
         put_varint(&mut self.0, v as u64);
     }
     fn int(&mut self, v: i64) {
         put_varint(&mut self.0, zigzag(v));
     }
     /// The value of the record named `key`.
-    fn done(mut self, key: &[u8]) -> Vec<u8> {
+    pub(super) fn done(mut self, key: &[u8]) -> Vec<u8> {
         self.0[0] = VERSION;
         let crc = checksum(key, &self.0[5..]);
         self.0[1..5].copy_from_slice(&crc);
@@ -279,7 +280,7 @@ impl Decoded {
     }
 }
 
-fn clock_of(keys: &KeySet, clock_column: usize, key: &[u8]) -> Result<String, RestoreError> {
+pub(super) fn clock_of(keys: &KeySet, clock_column: usize, key: &[u8]) -> Result<String, RestoreError> {
     guarded("a group key", || {
         let columns = keys.decode(key)?;
         Ok(clock_text(&columns[clock_column], 0)?.to_owned())
@@ -331,7 +332,7 @@ impl SessionStore {
             let mut value = Out::new();
             value.u32(layout);
             value.count(usize::from(g.closed.is_some()));
-            for c in &g.closed {
+            if let Some(c) = &g.closed {
                 value.int(c.start);
                 value.int(c.last.wrapping_sub(c.start));
                 value.int(c.end.wrapping_sub(c.last));
@@ -495,20 +496,13 @@ impl Engine {
             out.insert(key, Some(value));
         }
         if !out.is_empty() {
-            let mut value = Out::new();
             let clocks = self.clocks.list.iter().filter(|c| c.high != NEVER || c.watermark != NEVER).count();
-            value.u64(clocks as u64);
-            value.count(self.stores.len());
-            for store in &self.stores {
-                let (print, stored) = match store {
-                    Store::Panes(s) => (s.fingerprint, s.dirty.stored_now()),
-                    Store::Sessions(s) => (s.fingerprint, s.dirty.stored_now()),
-                };
-                value.u64(print);
-                value.u64(stored);
-            }
-            let value = value.done(b"n");
-            out.insert(vec![b'n'], Some(value));
+            let stored = self.stores.iter().map(|store| match store {
+                Store::Panes(s) => (s.fingerprint, s.dirty.stored_now()),
+                Store::Sessions(s) => (s.fingerprint, s.dirty.stored_now()),
+            });
+            let counts = count_record(clocks as u64, &stored.collect::<Vec<_>>());
+            out.insert(vec![b'n'], Some(counts));
         }
         out.into_iter().collect()
     }
@@ -558,12 +552,13 @@ impl Engine {
                 Ok(())
             }
             b'n' => {
-                let clocks = input.u64()?;
-                let mut counts = BTreeMap::from([(0, clocks)]);
+                let mut counts = vec![(0, input.u64()?)];
                 for _ in 0..input.count()? {
-                    counts.insert(input.u64()?, input.u64()?);
+                    counts.push((input.u64()?, input.u64()?));
                 }
-                self.restoring.counts = Some(counts);
+                // shares of a state that was split each have theirs
+                let sums = self.restoring.counts.get_or_insert_default();
+                counts.into_iter().for_each(|(print, n)| *sums.entry(print).or_default() += n);
                 Ok(())
             }
             b'p' | b's' | b'l' => {

@@ -147,6 +147,13 @@ impl Pool {
         self.evidence[slot as usize]
     }
 
+    /// Replaces the positions of every slot that has some.
+    pub(super) fn map_evidence(&mut self, map: impl Fn(i64) -> i64) {
+        for e in self.evidence.iter_mut().filter(|e| **e != NOTHING) {
+            *e = (map(e.0), map(e.1));
+        }
+    }
+
     pub(super) fn set_evidence(&mut self, slot: u32, evidence: (i64, i64)) {
         self.evidence[slot as usize] = evidence;
     }

@@ -14,6 +14,8 @@ use runwarden::telemetry::tenant_partition;
 
 use crate::support::{assert_same, cases, load_settings, texts};
 
+mod resize;
+
 const POLICIES: &[(&str, &str)] = &[(
     "p.yaml",
     r#"

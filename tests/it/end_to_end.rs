@@ -226,16 +226,43 @@ listen = \"127.0.0.1:0\"
 
     /// Sends the lines in order over `over`.
     fn feed(&self, over: Duration) {
+        self.feed_lines(&self.lines, over);
+    }
+
+    fn feed_lines(&self, lines: &[String], over: Duration) {
         let producer = Producer::new(&self.client).unwrap();
         let begun = Instant::now();
-        for (n, line) in self.lines.iter().enumerate() {
+        for (n, line) in lines.iter().enumerate() {
             let event: Value = serde_json::from_str(line).unwrap();
             let tenant = event["tenant_id"].as_str().unwrap();
-            let due = begun + over.mul_f64(n as f64 / self.lines.len() as f64);
+            let due = begun + over.mul_f64(n as f64 / lines.len() as f64);
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             producer.send(&self.topics.telemetry, tenant.as_bytes(), line.as_bytes()).unwrap();
         }
         producer.flush(LONG).unwrap();
+    }
+
+    /// Waits until everything on the telemetry topic is processed.
+    fn await_read(&self, partitions: i32) {
+        let group = format!("{}group", self.topics.telemetry.strip_suffix("runs.telemetry").unwrap());
+        let reader = Reader::new(&self.client, &group, Isolation::Committed).unwrap();
+        let telemetry = self.topics.telemetry.as_str();
+        let deadline = Instant::now() + LONG;
+        let read = |partition| {
+            let (_, high) = reader.watermarks(telemetry, partition).unwrap();
+            reader.committed(&[telemetry], partition).unwrap()[0].unwrap_or(0) >= high
+        };
+        while !(0..partitions).all(read) {
+            assert!(Instant::now() < deadline, "telemetry is not processed");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Runs a subcommand: its exit code, standard output and error.
+    fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let output = self.command(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
     }
 
     /// Waits until the signals topic holds everything that is decided while rows arrive.
@@ -487,6 +514,56 @@ fn kill_minus_nine_at_random_moments_loses_and_repeats_no_decision() {
         "{rounds} kills, {} decisions; restart to first decision, ms: {resumed:?}; SIGTERM {took:?}",
         decided.len()
     );
+}
+
+/// A sidecar reads up to `read`, the stream goes on to `sent` without one, then come the resize, the rest, and the end.
+fn resize_equals_simulate(test: &str, read: usize, sent: usize, orders: &[&str]) -> Option<(Site, Vec<Said>)> {
+    let time =
+        if orders.is_empty() { "idle-timeout = \"1h\"" } else { "idle-timeout = \"1h\"\nallowed-lateness = \"2h\"" };
+    let site = Site::new(test, 2, time)?;
+    let wanted = site.oracle();
+    let lines = &site.lines;
+    let part = |n: usize| lines.len() * n / 10;
+    let mut sidecar = site.sidecar(0);
+    sidecar.await_restored(2);
+    site.feed_lines(&lines[..part(read)], Duration::ZERO);
+    site.await_read(2);
+    sidecar.terminate();
+    site.feed_lines(&lines[part(read)..part(sent)], Duration::ZERO);
+    let command = |more: &[&str]| site.run(&[&["topics", "resize", "--partitions", "5"], more, &["--config"]].concat());
+    let (code, out, errors) = command(&["--dry-run"]);
+    assert!(code == Some(0) && out.starts_with("dry run"), "{code:?}\n{out}\n{errors}");
+    let (code, out, errors) = command(orders);
+    assert_eq!(code, Some(0), "{out}\n{errors}");
+    println!("{out}{errors}");
+    assert!(out.contains("2 before, 5 after"), "{out}");
+    let (code, again, errors) = command(&[]);
+    assert!(code == Some(0) && again.starts_with("nothing to do"), "{code:?} {again}\n{errors}");
+    let (code, _, errors) = site.run(&["topics", "resize", "--partitions", "3", "--config"]);
+    assert!(code == Some(1) && errors.contains("cannot take any away"), "{code:?} {errors}");
+    site.feed_lines(&lines[part(sent)..], Duration::ZERO);
+    site.done(&["run", "--until-end", "--config"]);
+    Some((site, wanted))
+}
+
+#[test]
+fn a_resize_between_the_halves_of_a_stream_changes_no_decision() {
+    let Some((site, wanted)) = resize_equals_simulate("resize-drained", 5, 5, &[]) else { return };
+    assert_same(&texts(site.said().iter()), &texts(wanted.iter()), "topics and simulation");
+}
+
+#[test]
+fn a_resize_before_unread_records_changes_no_decision() {
+    let Some((site, wanted)) = resize_equals_simulate("resize-backlog", 4, 6, &[]) else { return };
+    assert_same(&texts(site.said().iter()), &texts(wanted.iter()), "topics and simulation");
+}
+
+#[test]
+fn a_resize_that_leaves_unread_records_to_the_sidecars_loses_none() {
+    // left behind, they come after newer ones: nothing may be late here
+    let Some((site, wanted)) = resize_equals_simulate("resize-left", 4, 6, &["--leave-backlog"]) else { return };
+    assert!(!site.read(&site.topics.repartition).is_empty() && site.read(&site.topics.dead_letter).is_empty());
+    assert_same(&orderless(&site.said()), &orderless(&wanted), "levels and interventions");
 }
 
 fn decided_at(said: &Said) -> Option<i64> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use runwarden::kafka::resize::{Order, resize};
 use runwarden::kafka::{ClientSettings, Ended, Event, GroupProtocol, Observer, Shell, ShellConfig, Topics};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,10 @@ pub struct Orders {
     pub checkpoint_ms: u64,
     /// Die without a word, in the so manieth step that has records and so many µs after it: while its transaction is open.
     pub die: Option<(u64, u64)>,
+    /// See `Toy::placed`.
+    pub placed: bool,
+    /// Not a sidecar but a resize to so many partitions.
+    pub resize: Option<i32>,
 }
 
 impl Orders {
@@ -47,6 +52,8 @@ impl Orders {
             urgent: false,
             checkpoint_ms: 700,
             die: None,
+            placed: false,
+            resize: None,
         }
     }
 
@@ -64,7 +71,7 @@ impl Orders {
     }
 
     pub fn toy(&self) -> Toy {
-        Toy { tick: self.tick, urgent: self.urgent, ..Toy::default() }
+        Toy { tick: self.tick, urgent: self.urgent, placed: self.placed, ..Toy::default() }
     }
 }
 
@@ -98,6 +105,14 @@ impl Observer for Teller {
 fn toy_sidecar_child() {
     let Ok(orders) = std::env::var(ORDERS) else { return };
     let orders: Orders = serde_json::from_str(&orders).unwrap();
+    if let Some(partitions) = orders.resize {
+        let order = Order { partitions, dry_run: false, accept_loss: false, leave_backlog: false };
+        let ended = resize(&orders.config(), factory(orders.toy()), Arc::new(Teller::default()), order, &|text| {
+            println!("{text}")
+        });
+        println!("ended {ended:?}");
+        std::process::exit(i32::from(ended.is_err()));
+    }
     let shell =
         Shell::new(orders.config(), factory(orders.toy()), Arc::new(Teller { die: orders.die, ..Teller::default() }));
     let handle = shell.handle();
@@ -158,6 +173,17 @@ impl SidecarChild {
 
     pub fn signal(&self, name: &str) {
         signal(&self.child, name);
+    }
+
+    /// Waits for its end; whether it was good, and what it said.
+    pub fn end(mut self) -> (bool, String) {
+        let status = self.child.wait().unwrap();
+        (status.success(), self.said())
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Asks for a drain; whether it was clean, and what it said.
