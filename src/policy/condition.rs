@@ -1,8 +1,10 @@
-//! Conditions and actions as written: kept with the policy, checked in structure, not evaluated here.
+//! Conditions and actions as written: kept with the policy, checked in structure.
 
 use serde::{Deserialize, Serialize};
 
 use super::names::names;
+
+pub(super) mod sql;
 
 names! {
     /// How a composite condition joins its parts.
@@ -78,6 +80,23 @@ pub struct Action {
     pub approval_required: bool,
     /// Parameters of the action.
     pub parameters: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What a field that reads the utilization of a metric begins with.
+pub(super) const UTILIZATION: &str = "run.utilization.";
+
+/// Other names of fields, as the seeds write them: (alias, field).
+pub(super) const ALIASES: &[(&str, &str)] = &[
+    ("run.id", "run.run_id"),
+    ("agent.id", "agent.agent_id"),
+    ("task.id", "task.task_id"),
+    ("task.status", "task.task_status"),
+    ("task.running_duration", "task.running_duration_seconds"),
+];
+
+/// The field that a name stands for.
+pub(super) fn canonical(field: &str) -> &str {
+    ALIASES.iter().find(|(alias, _)| *alias == field).map_or(field, |(_, field)| field)
 }
 
 /// Names of actions, as in policies and guardian routes (`contracts.md`, *Intervention*).

@@ -14,12 +14,15 @@ mod amount;
 mod arbitrate;
 mod check;
 mod condition;
+mod conflict;
+mod depend;
 mod effective;
 mod fault;
 mod guardian;
 mod index;
 mod model;
 mod names;
+mod reach;
 mod read;
 mod scope;
 mod set;
@@ -36,12 +39,17 @@ pub use amount::{Amount, AmountError};
 pub use arbitrate::{Ambiguity, Considered, Contributor, EffectiveLimit, LimitSet, Outcome};
 pub use check::{Finding, Severity, check};
 pub use condition::{Action, Comparison, Condition, Junction};
+pub use conflict::{Conflict, ConflictSeverity, ConflictType, Conflicts, MAX_CONFLICTS, conflicts, conflicts_with};
+pub use depend::{
+    Dependencies, DependencyEdge, DependencyKind, DependencyNode, Relation, dependencies, dependency_faults, dependents,
+};
 pub use effective::{BoundTerms, effective_run};
 pub use fault::Fault;
 pub use model::{
     Alerts, Binding, Category, Enforcement, Limit, LimitStatus, Mode, Monitor, OnBreach, OnFailure, OverrideRule,
     Place, Policy, Rollback, RuleType, Source, Status, Strategy,
 };
+pub use reach::Witness;
 pub use read::parse;
 pub use scope::{Level, Scope, Selector, Subject, Who};
 pub use set::{FileSummary, PolicySet};
