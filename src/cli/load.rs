@@ -294,6 +294,10 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
             .map(|m: &Arc<stream::Metric>| (m.name.clone(), scope_of(m.scope), m.query.early()))
             .collect();
         findings = policy::check(set, &known, false);
+        let names = metrics.iter().map(|m| m.name.clone());
+        let fields = policy::Fields::new(Arc::clone(&telemetry::schema::SCHEMA), names);
+        findings.extend(policy::check_conditions(set, &fields));
+        findings.sort();
         findings.iter().filter(|f| f.severity == Severity::Error).for_each(|f| fault(f));
     }
     let (Some(policies), Some(correlation), true) = (policies, members, faults.is_empty()) else {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::active::Active;
 use super::arbitrate::terms;
+use super::condition::{Conditions, Fields};
 use super::conflict::{Conflict, ConflictSeverity, ConflictType, conflicts};
 use super::depend::dependency_faults;
 use super::fault::{Fault, nearest, quoted};
@@ -115,6 +116,29 @@ pub fn check(set: &PolicySet, metrics: &[(String, Scope, bool)], strict: bool) -
     findings
 }
 
+/// Compiles the conditions of a set over the fields there are. Each fault is an error where the condition is written.
+pub fn check_conditions(set: &PolicySet, fields: &Fields) -> Vec<Finding> {
+    let (conditions, faults) = Conditions::compile(set.policies(), fields);
+    let mut findings: Vec<Finding> = faults.into_iter().map(Finding::from).collect();
+    for condition in conditions.compiled().iter().filter(|c| !c.utilization.is_empty()) {
+        let (tenant, id) = &condition.policy;
+        let Some(policy) = set.policies().iter().find(|p| p.tenant == *tenant && p.id == *id) else { continue };
+        findings.push(Finding {
+            file: policy.file.to_string(),
+            line: policy.place.line,
+            column: policy.place.column,
+            severity: Severity::Warning,
+            message: format!(
+                "policy {}: run.utilization.{} is always unknown in this version",
+                quoted(id),
+                condition.utilization.join(" ")
+            ),
+            help: Some("limit the metric itself, or read a field of telemetry".to_owned()),
+        });
+    }
+    findings
+}
+
 /// What limits compete within: metric, enforcement and, under FAIL_CLOSED, precedence.
 type Kind<'p> = (&'p str, Enforcement, i64);
 
@@ -141,10 +165,7 @@ impl Checker<'_> {
         if let Some(why) = matches_nothing(policy) {
             self.add(Severity::Error, &policy.file, at, about(&format!("matches nothing: {why}")), None);
         }
-        if policy.condition.is_some() {
-            let text = about("its condition is loaded but not evaluated yet; its actions are not taken");
-            self.add(Severity::Note, &policy.file, at, text, None);
-        } else if policy.limits.iter().all(|l| l.status == LimitStatus::Disabled) {
+        if policy.condition.is_none() && policy.limits.iter().all(|l| l.status == LimitStatus::Disabled) {
             self.add(Severity::Error, &policy.file, at, about("governs nothing: every limit is DISABLED"), None);
         }
         for limit in policy.limits.iter().filter(|l| l.status == LimitStatus::Active) {

@@ -146,7 +146,6 @@ fn notes_say_what_is_good_to_know() {
     let notes: Vec<String> = check(&set, &metrics(), true).iter().map(ToString::to_string).collect();
     for expected in [
         "decides at window close only: `latency_p95_ms` is not monotone",
-        "condition is loaded but not evaluated yet",
         "no policy limits the metric `run_tokens`",
         "nothing is enforced: no policy is in BLOCK mode",
     ] {

@@ -1,9 +1,10 @@
 //! The SQL of conditions: one boolean expression over `run.* agent.* task.*`, parsed by DataFusion's parser.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-use datafusion::sql::sqlparser::ast::{Expr, visit_expressions};
+use datafusion::arrow::datatypes::DataType;
+use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr, Spanned, UnaryOperator, Value, visit_expressions};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
@@ -24,10 +25,7 @@ pub fn parse(text: &str) -> Result<Expr, String> {
         return Ok(expr);
     }
     let at = rest.span.start;
-    Err(format!(
-        "Expected: the end of the expression, found: {} at Line: {}, Column: {}",
-        rest.token, at.line, at.column
-    ))
+    Err(format!("expected the end of the expression, found {} at Line: {}, Column: {}", rest.token, at.line, at.column))
 }
 
 fn said(message: &str) -> String {
@@ -43,15 +41,71 @@ pub fn name(expr: &Expr) -> Option<String> {
     }
 }
 
-/// Every column an expression names, as written.
-fn names(expr: &Expr) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    // the visitor never breaks
-    let _: ControlFlow<()> = visit_expressions(expr, |part| {
-        found.extend(name(part));
+/// The columns an expression names, as written: of each the type of the literals it is compared with, if any, and where in the
+/// expression it stands first, from 1.
+///
+/// # Errors
+/// What is no plain expression, or compares one name with literals of two types; and what to do.
+pub fn fields(expr: &Expr) -> Result<BTreeMap<String, (Option<DataType>, u64)>, (String, String)> {
+    let mut found: BTreeMap<String, (Option<DataType>, u64)> = BTreeMap::new();
+    let wrong = visit_expressions(expr, |part| {
+        if matches!(part, Expr::Subquery(_) | Expr::InSubquery { .. } | Expr::Exists { .. }) {
+            let help = "a condition sees one run, agent and task; write a metric, and read run.utilization.<metric>";
+            return ControlFlow::Break(("a query within a condition".to_owned(), help.to_owned()));
+        }
+        if let Some(name) = name(part) {
+            found.entry(name).or_insert((None, part.span().start.column));
+        }
+        for (name, data_type) in compared(part) {
+            let (known, _) = found.entry(name.clone()).or_insert((None, 1));
+            match known {
+                Some(known) if *known != data_type => {
+                    let message = format!("{name} is compared with {known} here and {data_type} there");
+                    return ControlFlow::Break((message, "compare it with one type only".to_owned()));
+                }
+                _ => *known = Some(data_type),
+            }
+        }
         ControlFlow::Continue(())
     });
-    found
+    match wrong {
+        ControlFlow::Break(wrong) => Err(wrong),
+        ControlFlow::Continue(()) => Ok(found),
+    }
+}
+
+/// The names that an expression itself compares with literals, and the type of those.
+fn compared(expr: &Expr) -> Vec<(String, DataType)> {
+    let pair = |a: &Expr, b: &Expr| Some((name(a)?, literal(b)?));
+    match expr {
+        Expr::BinaryOp { left, op, right } if is_comparison(op) => {
+            pair(left, right).or_else(|| pair(right, left)).into_iter().collect()
+        }
+        Expr::InList { expr, list, .. } => list.iter().filter_map(|item| pair(expr, item)).collect(),
+        Expr::Between { expr, low, high, .. } => {
+            [low, high].into_iter().filter_map(|bound| pair(expr, bound)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn is_comparison(op: &BinaryOperator) -> bool {
+    use BinaryOperator::{Eq, Gt, GtEq, Lt, LtEq, NotEq};
+    matches!(op, Eq | NotEq | Lt | LtEq | Gt | GtEq)
+}
+
+fn literal(expr: &Expr) -> Option<DataType> {
+    match expr {
+        Expr::Value(value) => match &value.value {
+            Value::Number(..) => Some(DataType::Float64),
+            Value::Boolean(_) => Some(DataType::Boolean),
+            Value::SingleQuotedString(_) => Some(DataType::Utf8),
+            _ => None,
+        },
+        Expr::UnaryOp { op: UnaryOperator::Minus | UnaryOperator::Plus, expr } => literal(expr),
+        Expr::Nested(inner) => literal(inner),
+        _ => None,
+    }
 }
 
 /// The metrics whose utilization a condition reads. SQL that does not parse reads nothing.
@@ -60,9 +114,9 @@ pub fn utilization(condition: &Condition) -> BTreeSet<String> {
     match condition {
         Condition::Composite { conditions, .. } => conditions.iter().flat_map(utilization).collect(),
         Condition::FieldComparison { field, .. } => metric(field).into_iter().collect(),
-        Condition::Sql { expression, .. } => match parse(expression) {
-            Ok(expr) => names(&expr).iter().filter_map(|n| metric(n)).collect(),
-            Err(_) => BTreeSet::new(),
-        },
+        Condition::Sql { expression, .. } => {
+            let names = parse(expression).ok().and_then(|expr| fields(&expr).ok()).unwrap_or_default();
+            names.keys().filter_map(|n| metric(n)).collect()
+        }
     }
 }

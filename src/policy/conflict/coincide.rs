@@ -49,7 +49,7 @@ pub fn coincide(a: &Condition, b: &Condition) -> Coincide {
 fn alternatives(condition: &Condition, negated: bool) -> Option<Vec<Vec<Literal<'_>>>> {
     match condition {
         Condition::Sql { .. } => Some(vec![vec![Literal { comparison: None, negated }]]),
-        Condition::FieldComparison { field, operator, value } => {
+        Condition::FieldComparison { field, operator, value, .. } => {
             Some(vec![vec![Literal { comparison: Some((canonical(field), *operator, value)), negated }]])
         }
         Condition::Composite { operator: Junction::Not, conditions } => alternatives(conditions.first()?, !negated),

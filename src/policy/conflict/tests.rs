@@ -198,7 +198,10 @@ fn contrary_actions_conflict_unless_their_conditions_exclude_each_other() {
         two((failed, "type: pause_run"), (failed, "type: stop_run")).0.is_empty(),
         "the harsher is no contradiction"
     );
-    let (a, b) = ("type: restart_agent, target: x", "type: restart_agent, target: y, parameters: {k: 1}");
+    let (a, b) = (
+        "type: reassign_task, target: x, parameters: {to_agent_id: p}",
+        "type: reassign_task, target: y, parameters: {to_agent_id: q}",
+    );
     assert!(two((failed, a), (failed, b)).0.is_empty(), "other targets");
 }
 
