@@ -11,8 +11,10 @@ use crate::clock::Wall;
 use crate::decide::id;
 use crate::decide::records::{Audit, AuditLog, Intervention, InterventionState, Signal, Subject};
 
+mod ordered;
+
 /// Authority of what a policy raises (I2).
-const SYSTEM: u8 = 5;
+pub(crate) const SYSTEM: u8 = 5;
 
 /// What one target of one kind is under.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -6,6 +6,7 @@
     reason = "a test that cannot go on should say so and fail"
 )]
 
+mod conditions;
 mod demo_traffic;
 mod determinism;
 mod end_to_end;
