@@ -5,10 +5,14 @@ use std::process::ExitCode;
 use crate::cli::load::{self, Loaded, Texts};
 use crate::cli::{CheckArguments, Failure};
 use crate::config::Config;
-use crate::policy::Severity;
+use crate::policy::{Severity, schema_text};
 
 /// Runs the subcommand.
 pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
+    if arguments.schema {
+        print!("{}", schema_text());
+        return Ok(ExitCode::SUCCESS);
+    }
     let config = load::config(arguments.config.path())?;
     let texts = load::texts(&config)?;
     let loaded = load::build(&texts, load::tuning(&config))?;

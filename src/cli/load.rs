@@ -334,6 +334,10 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
         let declared: Vec<_> = texts.metrics.iter().filter_map(|(_, text)| declared(text)).collect();
         known.extend(declared.into_iter().filter(|d| metrics.iter().all(|m| m.name != d.0)));
         findings = policy::check(set, &known, false);
+        let names = metrics.iter().map(|m| m.name.clone());
+        let fields = policy::Fields::new(Arc::clone(&telemetry::schema::SCHEMA), names);
+        findings.extend(policy::check_conditions(set, &fields));
+        findings.sort();
         findings.iter().filter(|f| f.severity == Severity::Error).for_each(|f| fault(f));
     }
     let (Some(policies), Some(correlation), true) = (policies, members, faults.is_empty()) else {

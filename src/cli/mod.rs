@@ -105,6 +105,9 @@ struct CheckArguments {
     /// Print the effective configuration, the metrics and the limits in force
     #[arg(long)]
     print: bool,
+    /// Print the JSON Schema of policy files, and check nothing
+    #[arg(long, conflicts_with_all = ["strict", "print"])]
+    schema: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -13,7 +13,7 @@ use crate::decide::records::{Audit, AuditLog, Intervention, InterventionState, S
 use crate::policy::Ambiguity;
 
 /// Authority of what a policy raises (I2).
-const SYSTEM: u8 = 5;
+pub(crate) const SYSTEM: u8 = 5;
 
 /// What one target of one kind is under.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -79,6 +79,46 @@ struct Order<'a> {
     reason: String,
 }
 
+impl Order<'_> {
+    /// The intervention, issued.
+    fn record(self, now: Wall) -> Intervention {
+        let Order { slot, identity, run_id, policy_id, signal_id, reason, .. } = self;
+        Intervention {
+            intervention_id: id::of(&[
+                &slot.tenant,
+                &slot.kind,
+                &format!("{}:{}", slot.target.kind, slot.target.id),
+                identity,
+            ]),
+            revision: 1,
+            state: InterventionState::Issued,
+            mode: "enforced".into(),
+            kind: slot.kind,
+            target: slot.target,
+            parameters: serde_json::Value::Null,
+            tenant_id: slot.tenant,
+            run_id,
+            policy_id: policy_id.into(),
+            signal_id,
+            reason,
+            authority_level: SYSTEM,
+            initiated_by: format!("policy:{policy_id}"),
+            principal: "runwarden".into(),
+            approval_required: false,
+            approved_by: None,
+            created_at: now.0,
+            issued_at: Some(now.0),
+            deadline: None,
+            executed_at: None,
+            reverted_at: None,
+            reverted_by: None,
+            supersedes: None,
+            parent_intervention_id: None,
+            audit_log: AuditLog::default(),
+        }
+    }
+}
+
 /// Names a run whose terms are ambiguous among the causes.
 fn denial(run: &str) -> String {
     format!("ambiguous/{}", id::part(run))
@@ -110,7 +150,8 @@ impl Interventions {
             signal_id: Some(signal.signal_id.clone()),
             reason: reason(signal),
         };
-        self.order(order, now)
+        let cause = order.cause.clone();
+        self.order(order.record(now), cause)
     }
 
     /// A run is bound, at event time `at`, to terms that FAIL_CLOSED cannot order: it is stopped, without a signal.
@@ -135,7 +176,8 @@ impl Interventions {
             signal_id: None,
             reason: format!("ambiguous: {metric} of RUN {run}: {}", ambiguity.why),
         };
-        self.order(order, now)
+        let cause = order.cause.clone();
+        self.order(order.record(now), cause)
     }
 
     /// The run ended, or its terms are not ambiguous any more.
@@ -143,47 +185,15 @@ impl Interventions {
         self.release(tenant, &denial(run));
     }
 
-    fn order(&mut self, order: Order<'_>, now: Wall) -> Option<Intervention> {
-        let Order { slot, cause, identity, run_id, policy_id, signal_id, reason } = order;
+    /// The intervention to publish, unless one of the kind is live on the target; then `cause` only asks for that one too.
+    pub fn order(&mut self, record: Intervention, cause: String) -> Option<Intervention> {
+        let slot = Slot { tenant: record.tenant_id.clone(), kind: record.kind.clone(), target: record.target.clone() };
         self.dirty.insert(slot.clone());
         self.held.entry((slot.tenant.clone(), cause.clone())).or_default().insert(slot.clone());
         if let Some(live) = self.live.get_mut(&slot) {
             live.causes.insert(cause);
             return None;
         }
-        let record = Intervention {
-            intervention_id: id::of(&[
-                &slot.tenant,
-                &slot.kind,
-                &format!("{}:{}", slot.target.kind, slot.target.id),
-                identity,
-            ]),
-            revision: 1,
-            state: InterventionState::Issued,
-            mode: "enforced".into(),
-            kind: slot.kind.clone(),
-            target: slot.target.clone(),
-            parameters: serde_json::Value::Null,
-            tenant_id: slot.tenant.clone(),
-            run_id,
-            policy_id: policy_id.into(),
-            signal_id,
-            reason,
-            authority_level: SYSTEM,
-            initiated_by: format!("policy:{policy_id}"),
-            principal: "runwarden".into(),
-            approval_required: false,
-            approved_by: None,
-            created_at: now.0,
-            issued_at: Some(now.0),
-            deadline: None,
-            executed_at: None,
-            reverted_at: None,
-            reverted_by: None,
-            supersedes: None,
-            parent_intervention_id: None,
-            audit_log: AuditLog::default(),
-        };
         self.by_id.insert(record.intervention_id.clone(), slot.clone());
         self.live.insert(slot, Live { record: record.clone(), causes: BTreeSet::from([cause]) });
         Some(record)

@@ -1,9 +1,12 @@
-//! What is decided from window results and limits: levels and signals, correlated alerts, interventions.
+//! What is decided from window results and limits, and from conditions: levels and signals, correlated alerts, interventions.
 //!
 //! Pure: no I/O, no clock, no randomness. Everything here is a function of (state, input); ids are derived from what they
 //! identify. The comparisons themselves are SQL (`queries/decide/`), so that people can read and change them.
 
+pub mod actions;
+pub mod conditions;
 pub mod correlation;
+pub mod entities;
 pub mod id;
 pub mod interventions;
 pub mod levels;

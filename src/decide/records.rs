@@ -295,6 +295,8 @@ pub struct Alert {
 #[serde(rename_all = "UPPERCASE")]
 #[allow(missing_docs, reason = "the states of contracts.md")]
 pub enum InterventionState {
+    /// A person must approve it first.
+    Proposed,
     Issued,
     Acknowledged,
     Succeeded,

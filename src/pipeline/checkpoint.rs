@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::decide::correlation::Open;
+use crate::decide::entities::Entity;
 use crate::decide::id::part;
 use crate::decide::interventions::{Live, Slot};
 use crate::decide::levels::{Line, Up};
@@ -17,7 +18,7 @@ use crate::kafka::core::{CoreError, StateChange};
 use crate::pipeline::clocks::Clock;
 use crate::pipeline::partition::{Meta, Partition};
 use crate::pipeline::runs::Run;
-use crate::policy::Snapshot;
+use crate::policy::{Entity as EntityKind, Snapshot};
 
 /// Version of the payloads written here.
 const VERSION: u8 = 1;
@@ -28,6 +29,7 @@ pub(super) const DEDUP: u8 = b'D';
 pub(super) const ALERTS: u8 = b'A';
 pub(super) const INTERVENTIONS: u8 = b'I';
 pub(super) const LEVELS: u8 = b'L';
+pub(super) const ENTITIES: u8 = b'E';
 pub(super) const RUNS: u8 = b'R';
 pub(super) const CLOCKS: u8 = b'T';
 pub(super) const SNAPSHOTS: u8 = b'S';
@@ -134,6 +136,10 @@ impl Partition {
         for ((tenant, run), state) in self.runs.take_changes() {
             out.put(key(RUNS, &[&tenant, &run]), state.map(|s| (&tenant, &run, s)).as_ref());
         }
+        for ((tenant, kind, id), entity) in self.standing.entities.take_changes() {
+            let name = key(ENTITIES, &[&tenant, kind.as_str(), &id]);
+            out.put(name, entity.map(|e| (&tenant, kind, &id, e)).as_ref());
+        }
         for (tenant, clock) in self.clocks.take_changes() {
             out.put(key(CLOCKS, &[&tenant]), Some(&(&tenant, clock)));
         }
@@ -152,6 +158,7 @@ impl Partition {
         self.dedup.mark_all_dirty();
         self.interventions.mark_all_dirty();
         self.levels.mark_all_dirty();
+        self.standing.entities.mark_all_dirty();
         self.runs.mark_all_dirty();
         self.clocks.mark_all_dirty();
         let ids = self.limits.snapshots().map(|s| Arc::clone(s.id())).collect::<Vec<_>>();
@@ -185,6 +192,11 @@ impl Partition {
                 self.runs.restore(&tenant, &id, run);
                 Ok(())
             }
+            ENTITIES => {
+                let (tenant, kind, id, entity): (String, EntityKind, String, Entity) = from_json(value)?;
+                self.standing.entities.restore(&tenant, kind, &id, entity);
+                Ok(())
+            }
             CLOCKS => {
                 let (tenant, clock): (String, Clock) = from_json(value)?;
                 self.clocks.restore(&tenant, clock);
@@ -211,6 +223,7 @@ impl Partition {
         let restored = self.limits.snapshots().find(|s| **s.id() == *self.meta.snapshot).cloned();
         if let Some(restored) = restored {
             self.limits.adopt(Arc::clone(&restored));
+            self.standing.adopt(&restored);
             self.adopt = self.adopt.take().filter(|wanted| wanted.id() != restored.id());
         }
         self.runs.rebind();

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod clocks;
+mod conditions;
 mod core;
 pub mod denial;
 pub mod encode;

@@ -20,6 +20,7 @@ use crate::decide::signals::{self, Circumstance, Figures};
 use crate::decide::sql::Prepared;
 use crate::kafka::core::{CoreError, Input, InputBatch, OutRecord, StepInput};
 use crate::pipeline::clocks::{Clocks, EndClock};
+use crate::pipeline::conditions::Standing;
 use crate::pipeline::denial::{self, Denial};
 use crate::pipeline::intake::{self, InputNames, Own, Rows};
 use crate::pipeline::judge::{self, Item, MetricPlan};
@@ -113,6 +114,7 @@ pub struct Partition {
     pub(super) levels: Levels,
     pub(super) correlation: Correlation,
     pub(super) interventions: Interventions,
+    pub(super) standing: Standing,
     pub(super) runs: RunTable,
     pub(super) clocks: Clocks,
     pub(super) meta: Meta,
@@ -180,6 +182,7 @@ impl Partition {
             levels: Levels::default(),
             correlation,
             interventions: Interventions::default(),
+            standing: Standing::new(&snapshot, plans.iter().map(|p| p.name.clone())),
             runs: RunTable::default(),
             clocks: Clocks::default(),
             meta: Meta { snapshot: snapshot.id().to_string(), ..Meta::default() },
@@ -287,6 +290,7 @@ impl Partition {
         for change in ended {
             self.say(change, None, &around, step, entries);
         }
+        self.adopt_conditions(&snapshot, now, step);
         self.checkpoint_due = true;
         step.adopted = Some(snapshot);
     }
@@ -340,6 +344,7 @@ impl Partition {
             return Ok(());
         }
         let mut around = self.observe_runs(&batch, now, step);
+        let turned = self.turned(&batch.rows, &around.clocks)?;
         let mut watcher = Watcher {
             plans: &self.plans,
             limits: &mut self.limits,
@@ -368,6 +373,7 @@ impl Partition {
         around.batch = Some(batch);
         self.decide(output, &mut around, step, entries)?;
         self.settle_denials(u32::MAX, &mut around, step);
+        self.act(turned, now, &around.row_now, step);
         let tenants: BTreeSet<Arc<str>> = std::mem::take(&mut around.tenants);
         for tenant in tenants {
             self.clocks.touch(&tenant);

@@ -9,8 +9,8 @@
 use crate::decide::id::first_part;
 use crate::kafka::core::{CoreError, StateChange};
 use crate::pipeline::checkpoint::{
-    ALERTS, CLOCKS, Changes, DEDUP, INTERVENTIONS, LEVELS, MEMBERS, META, RUNS, SNAPSHOTS, WINDOWS, from_json, raw_key,
-    refuse,
+    ALERTS, CLOCKS, Changes, DEDUP, ENTITIES, INTERVENTIONS, LEVELS, MEMBERS, META, RUNS, SNAPSHOTS, WINDOWS,
+    from_json, raw_key, refuse,
 };
 use crate::pipeline::intake;
 use crate::pipeline::partition::{Meta, Partition};
@@ -29,7 +29,7 @@ fn owner(key: &[u8]) -> Result<Owner, CoreError> {
     let Some((&tag, rest)) = key.split_first() else { return Err(refuse("an empty key")) };
     let tenant = match tag {
         DEDUP => dedup::tenant_of(rest).ok().map(Into::into),
-        ALERTS | INTERVENTIONS | LEVELS | RUNS | CLOCKS => first_part(rest),
+        ALERTS | INTERVENTIONS | LEVELS | ENTITIES | RUNS | CLOCKS => first_part(rest),
         SNAPSHOTS | META => return Ok(Owner::Everyone),
         other => return Err(refuse(format!("nobody knows whose state of the kind {:?} is", char::from(other)))),
     };
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_key_names_its_tenant_however_it_is_spelled() {
         for tenant in ["acme", "a/b", "a%2Fb", "ünï", " ", "C"] {
-            for tag in [ALERTS, INTERVENTIONS, LEVELS, RUNS, CLOCKS] {
+            for tag in [ALERTS, INTERVENTIONS, LEVELS, ENTITIES, RUNS, CLOCKS] {
                 let key = raw_key(tag, [part(tenant), part("x/y")].join("/").as_bytes());
                 assert_eq!(owner(&key).unwrap(), Owner::Tenant(tenant.into()));
             }

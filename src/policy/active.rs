@@ -11,6 +11,8 @@ use crate::clock::Micros;
 
 use super::names::names;
 
+mod meet;
+
 names! {
     /// A day of the week.
     #[allow(missing_docs, reason = "the days of the week")]
@@ -32,7 +34,7 @@ impl Day {
 }
 
 /// Hours of the day, `[start, end)` in minutes after midnight; over midnight when `end < start`. Text: `22:00-06:00`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Hours {
     /// First minute, 0..1440.
@@ -90,7 +92,7 @@ impl From<Hours> for String {
 }
 
 /// The `active` of a policy. All stated parts must hold.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Active {
     /// First instant.
     #[serde(with = "instant", default, skip_serializing_if = "Option::is_none")]
@@ -157,12 +159,12 @@ pub(super) fn parse_instant(text: &str) -> Option<Micros> {
     DateTime::parse_from_rfc3339(text).ok().map(|t| t.timestamp_micros())
 }
 
-fn format_instant(at: Micros) -> String {
+pub(super) fn format_instant(at: Micros) -> String {
     DateTime::from_timestamp_micros(at)
         .map_or_else(|| at.to_string(), |t| t.to_rfc3339_opts(SecondsFormat::Micros, true))
 }
 
-mod instant {
+pub(super) mod instant {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     use crate::clock::Micros;

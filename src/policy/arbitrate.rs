@@ -448,7 +448,8 @@ fn ambiguity<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> Option<Ambig
     })
 }
 
-fn action_text(limit: &Limit) -> String {
+/// What a limit does at BREACH, in words.
+pub(super) fn action_text(limit: &Limit) -> String {
     match (limit.enforcement, &limit.fallback_model) {
         (Enforcement::Block, _) => limit.on_breach.to_string(),
         (Enforcement::Degrade, Some(model)) => format!("DEGRADE to {model}"),

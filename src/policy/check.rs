@@ -5,15 +5,23 @@
 
 use std::collections::BTreeMap;
 
+use super::active::Active;
 use super::arbitrate::terms;
+use super::condition::{Conditions, Fields};
+use super::conflict::{Conflict, ConflictSeverity, ConflictType, conflicts};
+use super::depend::dependency_faults;
 use super::fault::{Fault, nearest, quoted};
 use super::model::{Enforcement, Limit, LimitStatus, Mode, OnBreach, Place, Policy, Status, Strategy};
 use super::names::names;
+use super::reach::{Reach, admitted};
 use super::scope::{Key, Scope, Selector};
 use super::set::PolicySet;
 
 /// Most ambiguities reported; they grow with the square of the policies.
 const MAX_AMBIGUITIES: usize = 100;
+
+/// Most other policies named in one warning about conflicts.
+const MAX_OTHERS: usize = 5;
 
 names! {
     /// How bad a finding is.
@@ -95,6 +103,8 @@ pub fn check(set: &PolicySet, metrics: &[(String, Scope, bool)], strict: bool) -
         checker.policy(policy);
     }
     checker.ambiguities(set.policies());
+    checker.conflicts(set.policies());
+    checker.findings.extend(dependency_faults(set.policies()).into_iter().map(Finding::from));
     checker.coverage(set.policies());
     let mut findings = checker.findings;
     if strict {
@@ -103,6 +113,29 @@ pub fn check(set: &PolicySet, metrics: &[(String, Scope, bool)], strict: bool) -
         }
     }
     findings.sort();
+    findings
+}
+
+/// Compiles the conditions of a set over the fields there are. Each fault is an error where the condition is written.
+pub fn check_conditions(set: &PolicySet, fields: &Fields) -> Vec<Finding> {
+    let (conditions, faults) = Conditions::compile(set.policies(), fields);
+    let mut findings: Vec<Finding> = faults.into_iter().map(Finding::from).collect();
+    for condition in conditions.compiled().iter().filter(|c| !c.utilization.is_empty()) {
+        let (tenant, id) = &condition.policy;
+        let Some(policy) = set.policies().iter().find(|p| p.tenant == *tenant && p.id == *id) else { continue };
+        findings.push(Finding {
+            file: policy.file.to_string(),
+            line: policy.place.line,
+            column: policy.place.column,
+            severity: Severity::Warning,
+            message: format!(
+                "policy {}: run.utilization.{} is always unknown in this version",
+                quoted(id),
+                condition.utilization.join(" ")
+            ),
+            help: Some("limit the metric itself, or read a field of telemetry".to_owned()),
+        });
+    }
     findings
 }
 
@@ -132,10 +165,7 @@ impl Checker<'_> {
         if let Some(why) = matches_nothing(policy) {
             self.add(Severity::Error, &policy.file, at, about(&format!("matches nothing: {why}")), None);
         }
-        if policy.condition.is_some() {
-            let text = about("its condition is loaded but not evaluated yet; its actions are not taken");
-            self.add(Severity::Note, &policy.file, at, text, None);
-        } else if policy.limits.iter().all(|l| l.status == LimitStatus::Disabled) {
+        if policy.condition.is_none() && policy.limits.iter().all(|l| l.status == LimitStatus::Disabled) {
             self.add(Severity::Error, &policy.file, at, about("governs nothing: every limit is DISABLED"), None);
         }
         for limit in policy.limits.iter().filter(|l| l.status == LimitStatus::Active) {
@@ -218,7 +248,9 @@ impl Checker<'_> {
                     continue;
                 }
                 for (other, rival) in group.iter().skip(n + 1) {
-                    if terms(limit) == terms(rival) || !can_meet(first, other) {
+                    // another `max` of one limit type is a THRESHOLD_CONTRADICTION, and said as such
+                    let contradiction = limit.limit_type == rival.limit_type && limit.max != rival.max;
+                    if contradiction || terms(limit) == terms(rival) || !meet(first, other) {
                         continue;
                     }
                     found += 1;
@@ -226,9 +258,6 @@ impl Checker<'_> {
                         let text = format!("more than {MAX_AMBIGUITIES} pairs are ambiguous under FAIL_CLOSED");
                         return self.add(Severity::Error, "", Place::default(), text, None);
                     }
-                    // times that may never coincide leave a doubt
-                    let timed = first.active.is_some() && other.active.is_some();
-                    let severity = if timed { Severity::Warning } else { Severity::Error };
                     let text = format!(
                         "policy {}, limit {}: ambiguous under FAIL_CLOSED with {}/{} ({}:{}): both {enforcement} {} at precedence {precedence} \
                          with different terms, so what both match is stopped",
@@ -241,9 +270,56 @@ impl Checker<'_> {
                         quoted(metric)
                     );
                     let help = Some("give them different precedences, or equal max, near and action".to_owned());
-                    self.add(severity, &first.file, limit.place, text, help);
+                    self.add(Severity::Error, &first.file, limit.place, text, help);
                 }
             }
+        }
+    }
+
+    /// Pairs that contradict: BLOCKING ones are errors, each where its first policy is; the others are gathered to one warning
+    /// for each policy and type.
+    fn conflicts(&mut self, policies: &[Policy]) {
+        let found = conflicts(policies);
+        let place = |tenant: &str, id: &str| {
+            let at = policies.binary_search_by(|p| (&*p.tenant, &*p.id).cmp(&(tenant, id))).ok();
+            at.and_then(|at| policies.get(at)).map(|p| (p.file.clone(), p.place)).unwrap_or_default()
+        };
+        let mut gathered: BTreeMap<(&str, &str, ConflictType), Vec<&Conflict>> = BTreeMap::new();
+        for conflict in &found.conflicts {
+            let Conflict { policy_a_tenant: tenant, policy_a_id: id, conflict_type, .. } = conflict;
+            if conflict.severity == ConflictSeverity::Warning {
+                gathered.entry((tenant, id, *conflict_type)).or_default().push(conflict);
+                continue;
+            }
+            let (file, at) = place(tenant, id);
+            let (other, there) = place(&conflict.policy_b_tenant, &conflict.policy_b_id);
+            let text = format!(
+                "{conflict_type} with {} ({other}:{}): {}; for example {}",
+                quoted(&conflict.policy_b_id),
+                there.line,
+                conflict.explanation,
+                conflict.witness
+            );
+            let text = format!("policy {}: {text}", quoted(id));
+            self.add(Severity::Error, &file, at, text, Some(conflict.recommended_action.clone()));
+        }
+        for ((tenant, id, of), pairs) in gathered {
+            let Some(first) = pairs.first() else { continue };
+            let (file, at) = place(tenant, id);
+            let others: Vec<String> = pairs.iter().skip(1).take(MAX_OTHERS).map(|c| quoted(&c.policy_b_id)).collect();
+            let more = match (others.is_empty(), pairs.len() - 1 - others.len()) {
+                (true, _) => String::new(),
+                (false, 0) => format!("; likewise with {}", others.join(" ")),
+                (false, n) => format!("; likewise with {} and {n} more", others.join(" ")),
+            };
+            let with = quoted(&first.policy_b_id);
+            let (why, run) = (&first.explanation, &first.witness);
+            let text = format!("policy {}: {of} with {with}: {why}; for example {run}{more}", quoted(id));
+            self.add(Severity::Warning, &file, at, text, Some(first.recommended_action.clone()));
+        }
+        if !found.complete {
+            let text = "there are more conflicts of a type than are listed; resolve these, and check again".to_owned();
+            self.add(Severity::Warning, "", Place::default(), text, None);
         }
     }
 
@@ -273,18 +349,10 @@ impl Checker<'_> {
     }
 }
 
-/// The ids a policy admits for a key; `None`: any. Both conditions may be on the agent.
-fn admitted<'p>(policy: &'p Policy, key: Key) -> Option<Vec<&'p str>> {
-    let mut admitted: Option<Vec<&'p str>> = None;
-    let own = (key == Key::Tenant && &*policy.tenant != "*").then(|| vec![&*policy.tenant]);
-    let conditions = policy.scope.conditions().into_iter().flatten().filter(|(k, ids)| *k == key && !ids.is_empty());
-    for ids in own.into_iter().chain(conditions.map(|(_, ids)| ids.iter().map(String::as_str).collect())) {
-        admitted = Some(match admitted {
-            None => ids,
-            Some(before) => before.into_iter().filter(|id| ids.contains(id)).collect(),
-        });
-    }
-    admitted
+/// Whether one run can be under both at once.
+fn meet(a: &Policy, b: &Policy) -> bool {
+    let runs = Reach::of(a).zip(Reach::of(b)).is_some_and(|(a, b)| a.meets(&b));
+    runs && (a.active.is_none() && b.active.is_none() || Active::common(a.active.as_ref(), b.active.as_ref()).is_some())
 }
 
 fn matches_nothing(policy: &Policy) -> Option<String> {
@@ -294,15 +362,6 @@ fn matches_nothing(policy: &Policy) -> Option<String> {
         format!("its tenant {} is not among level_ids {}", quoted(&policy.tenant), level_ids.join(" "))
     } else {
         format!("no {} is in both ids {} and level_ids {}", key.field(), ids.join(" "), level_ids.join(" "))
-    })
-}
-
-/// Whether one run could be under both.
-fn can_meet(a: &Policy, b: &Policy) -> bool {
-    Key::ALL.into_iter().all(|key| match (admitted(a, key), admitted(b, key)) {
-        (Some(a), Some(b)) => a.iter().any(|id| b.contains(id)),
-        (Some(one), None) | (None, Some(one)) => !one.is_empty(),
-        (None, None) => true,
     })
 }
 

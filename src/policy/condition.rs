@@ -1,8 +1,18 @@
-//! Conditions and actions as written: kept with the policy, checked in structure, not evaluated here.
+//! Conditions and actions as written: kept with the policy, checked in structure.
 
 use serde::{Deserialize, Serialize};
 
+use super::model::Place;
 use super::names::names;
+
+mod compile;
+mod fields;
+mod matches;
+mod planned;
+pub(super) mod sql;
+
+pub use compile::{Compiled, Conditions, Truth};
+pub use fields::{Entity, Fields, Input, Origin};
 
 names! {
     /// How a composite condition joins its parts.
@@ -53,6 +63,9 @@ pub enum Condition {
         /// What it is compared with; null for `exists`.
         #[serde(default)]
         value: serde_json::Value,
+        /// Where the field is written.
+        #[serde(default, skip_serializing_if = "Place::is_unknown")]
+        place: Place,
     },
     /// A boolean SQL expression over `run.* agent.* task.*`.
     Sql {
@@ -61,7 +74,28 @@ pub enum Condition {
         /// The trigger's `type` in a guardian file.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         label: Option<String>,
+        /// Where the expression is written.
+        #[serde(default, skip_serializing_if = "Place::is_unknown")]
+        place: Place,
     },
+}
+
+impl Condition {
+    /// Where it is written: the first of its parts.
+    pub(super) fn place(&self) -> Place {
+        match self {
+            Self::Composite { conditions, .. } => conditions.first().map_or(Place::default(), Self::place),
+            Self::FieldComparison { place, .. } | Self::Sql { place, .. } => *place,
+        }
+    }
+
+    /// Forgets where it was written.
+    pub(super) fn forget_places(&mut self) {
+        match self {
+            Self::Composite { conditions, .. } => conditions.iter_mut().for_each(Self::forget_places),
+            Self::FieldComparison { place, .. } | Self::Sql { place, .. } => *place = Place::default(),
+        }
+    }
 }
 
 /// One of a policy's `actions`.
@@ -80,6 +114,23 @@ pub struct Action {
     pub parameters: serde_json::Map<String, serde_json::Value>,
 }
 
+/// What a field that reads the utilization of a metric begins with.
+pub(super) const UTILIZATION: &str = "run.utilization.";
+
+/// Other names of fields, as the seeds write them: (alias, field).
+pub(super) const ALIASES: &[(&str, &str)] = &[
+    ("run.id", "run.run_id"),
+    ("agent.id", "agent.agent_id"),
+    ("task.id", "task.task_id"),
+    ("task.status", "task.task_status"),
+    ("task.running_duration", "task.running_duration_seconds"),
+];
+
+/// The field that a name stands for.
+pub(super) fn canonical(field: &str) -> &str {
+    ALIASES.iter().find(|(alias, _)| *alias == field).map_or(field, |(_, field)| field)
+}
+
 /// Names of actions, as in policies and guardian routes (`contracts.md`, *Intervention*).
 pub(super) const ACTIONS: &[&str] = &[
     "pause_run",
@@ -95,3 +146,6 @@ pub(super) const ACTIONS: &[&str] = &[
     "reallocate_capacity",
     "notify",
 ];
+
+#[cfg(test)]
+mod tests;

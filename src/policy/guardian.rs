@@ -13,22 +13,27 @@ use super::scope::Selector;
 use super::yaml::Node;
 
 /// Most triggers, and most actions, of one file.
-const MAX_ENTRIES: usize = 64;
+pub(super) const MAX_ENTRIES: usize = 64;
+/// The keys under `policy`.
+pub(super) const POLICY_KEYS: &[&str] =
+    &["name", "tenant", "enforcement_mode", "min_authority", "triggers", "actions", "rollback"];
+/// The keys of a trigger.
+pub(super) const TRIGGER_KEYS: &[&str] = &["type", "condition"];
 
 /// Reads one guardian document; faults go to the reader.
 pub(super) fn read(reader: &mut Reader<'_>, document: &Node) -> Option<Policy> {
     let outer = reader.map(document, "", &["policy"])?;
-    let known = ["name", "tenant", "enforcement_mode", "min_authority", "triggers", "actions", "rollback"];
-    let map = reader.inner(&outer, "policy", &known)?;
+    let map = reader.inner(&outer, "policy", POLICY_KEYS)?;
     let name = reader.required(&map, "name");
 
     let mut triggers = Vec::new();
     for (n, node) in reader.list(&map, "triggers", MAX_ENTRIES).iter().enumerate() {
         let path = format!("{}[{n}]", map.path("triggers"));
-        let Some(trigger) = reader.map(node, &path, &["type", "condition"]) else { continue };
+        let Some(trigger) = reader.map(node, &path, TRIGGER_KEYS) else { continue };
         let label = reader.id(&trigger, "type").map(str::to_owned);
-        triggers
-            .extend(reader.expression(&trigger, "condition").map(|expression| Condition::Sql { expression, label }));
+        let place = trigger.value_place("condition");
+        let expression = reader.expression(&trigger, "condition");
+        triggers.extend(expression.map(|expression| Condition::Sql { expression, label, place }));
     }
     let mut actions = Vec::new();
     for (n, node) in reader.list(&map, "actions", MAX_ENTRIES).iter().enumerate() {
@@ -40,12 +45,7 @@ pub(super) fn read(reader: &mut Reader<'_>, document: &Node) -> Option<Policy> {
             target: reader.text(&action, "target").map(str::to_owned),
             reason: reader.text(&action, "reason").map(str::to_owned),
             approval_required: !reader.boolean(&action, "auto_approve").unwrap_or(true),
-            parameters: action
-                .entries()
-                .iter()
-                .filter(|e| !own.contains(&e.key.as_str()))
-                .map(|e| (e.key.clone(), e.node.to_json()))
-                .collect(),
+            parameters: reader.parameters(&action, kind, &own),
         });
     }
     for (key, empty) in [("triggers", triggers.is_empty()), ("actions", actions.is_empty())] {

@@ -5,7 +5,8 @@
 //! which policies match and how limits that compete are arbitrated ([`Snapshot::effective`], [`effective_run`]). Leaves to
 //! others: when a limit is reached (`decide`), when a snapshot is adopted (`pipeline`), files and topics (the shell).
 //!
-//! Conditions and actions are read, validated in structure and kept with the policy; they are not evaluated here.
+//! Conditions are compiled and evaluated here over rows of entity state ([`Conditions`]); what the state is, and what follows when a
+//! condition turns true, is `decide`'s.
 //!
 //! Pure: no I/O, no clock, no randomness; nothing depends on the order of files or on hash iteration.
 
@@ -14,18 +15,26 @@ mod amount;
 mod arbitrate;
 mod check;
 mod condition;
+mod conflict;
+mod depend;
 mod effective;
 mod fault;
 mod guardian;
 mod index;
 mod model;
 mod names;
+mod parameters;
+mod reach;
 mod read;
+mod schema;
 mod scope;
 mod set;
 mod snapshot;
 mod yaml;
 
+#[cfg(test)]
+#[path = "mutations/tests.rs"]
+mod mutations;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
@@ -34,15 +43,23 @@ mod testing;
 pub use active::{Active, Day, Hours};
 pub use amount::{Amount, AmountError};
 pub use arbitrate::{Ambiguity, Considered, Contributor, EffectiveLimit, LimitSet, Outcome};
-pub use check::{Finding, Severity, check};
-pub use condition::{Action, Comparison, Condition, Junction};
+pub use check::{Finding, Severity, check, check_conditions};
+pub use condition::{
+    Action, Comparison, Compiled, Condition, Conditions, Entity, Fields, Input, Junction, Origin, Truth,
+};
+pub use conflict::{Conflict, ConflictSeverity, ConflictType, Conflicts, MAX_CONFLICTS, conflicts, conflicts_with};
+pub use depend::{
+    Dependencies, DependencyEdge, DependencyKind, DependencyNode, Relation, dependencies, dependency_faults, dependents,
+};
 pub use effective::{BoundTerms, effective_run};
 pub use fault::Fault;
 pub use model::{
     Alerts, Binding, Category, Enforcement, Limit, LimitStatus, Mode, Monitor, OnBreach, OnFailure, OverrideRule,
     Place, Policy, Rollback, RuleType, Source, Status, Strategy,
 };
+pub use reach::Witness;
 pub use read::parse;
+pub use schema::{schema, schema_text};
 pub use scope::{Level, Scope, Selector, Subject, Who};
 pub use set::{FileSummary, PolicySet};
 pub use snapshot::{Snapshot, SnapshotError, namespace};

@@ -126,6 +126,13 @@ pub struct Place {
     pub column: u64,
 }
 
+impl Place {
+    /// Whether nothing is known of it.
+    pub fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// One limit of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
@@ -308,6 +315,9 @@ impl Policy {
         content.place = Place::default();
         for limit in &mut content.limits {
             limit.place = Place::default();
+        }
+        if let Some(condition) = &mut content.condition {
+            condition.forget_places();
         }
         content
     }

@@ -9,18 +9,19 @@ use super::model::{Mode, Place, Policy};
 use super::yaml::{self, Entry, Node, Value};
 
 mod condition;
+pub(super) mod keys;
 mod policy;
 
 /// Faults reported of one file; the rest is counted.
 const MAX_FAULTS: usize = 100;
 /// Longest id, name of a metric, of a channel, of a model.
-const MAX_ID: usize = 200;
+pub(super) const MAX_ID: usize = 200;
 /// Longest free text and expression.
-const MAX_TEXT: usize = 4_096;
+pub(super) const MAX_TEXT: usize = 4_096;
 /// Most entries of a list of ids.
-const MAX_IDS: usize = 10_000;
+pub(super) const MAX_IDS: usize = 10_000;
 /// Longest time a policy may state, in minutes or seconds: about 68 years in seconds.
-const MAX_SPAN: i64 = i32::MAX as i64;
+pub(super) const MAX_SPAN: i64 = i32::MAX as i64;
 
 /// Reads the policies of one file: YAML documents (JSON is YAML), each a policy or a guardian file (`policy: …`).
 ///
@@ -105,6 +106,11 @@ impl<'n> Fields<'n> {
     /// Where the key is, or the map if it is absent.
     pub fn place(&self, key: &str) -> Place {
         self.entries.iter().find(|e| e.key == key).map_or(self.at, |e| e.at)
+    }
+
+    /// Where the key's value is, or the map if it is absent.
+    pub fn value_place(&self, key: &str) -> Place {
+        self.get(key).map_or(self.at, |node| node.at)
     }
 
     pub fn entries(&self) -> &'n [Entry] {

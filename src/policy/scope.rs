@@ -175,7 +175,7 @@ impl<'a> Who<'a> {
 
 /// The `scope` of a policy. Empty lists mean all ids, but a key that is selected on must be there: a policy for all agents
 /// does not match a run without an agent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Selector {
     /// What `level_ids` name.
     pub level: Level,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Policy, Scope, Snapshot, Who, parse};
+use super::{Condition, Policy, Scope, Snapshot, Who, parse};
 
 pub fn policies(yaml: &str) -> Vec<Policy> {
     parse("test.yaml", yaml)
@@ -33,4 +33,10 @@ pub fn run() -> Who<'static> {
         human: Some("ann"),
         provider: Some("openai"),
     }
+}
+
+/// A condition from its YAML.
+pub fn condition(yaml: &str) -> Condition {
+    let text = format!("id: a\nname: A\ncondition: {yaml}\nactions: [{{type: notify}}]\n");
+    policies(&text).remove(0).condition.unwrap()
 }

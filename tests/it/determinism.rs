@@ -38,6 +38,17 @@ name: Tenant
 limits:
   - {id: burn, limit_type: TOKENS_PER_5M, category: RATE, metric: tenant_tokens_5m, max: 4000}
   - {id: p95, limit_type: LATENCY, metric: latency_p95_ms, max: 700}
+---
+id: condition
+name: Condition
+enforcement_mode: BLOCK
+condition: {type: sql, expression: "run.total_tokens > 150 AND agent.event_type <> 'run.failed'"}
+actions: [{type: notify, parameters: {channels: [ui]}}, {type: quarantine_agent}]
+---
+id: shadow-condition
+name: Condition in shadow
+condition: {type: field_comparison, field: agent.event_type, operator: ==, value: run.failed}
+actions: [{type: quarantine_agent}]
 "#,
 )];
 

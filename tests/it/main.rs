@@ -7,6 +7,7 @@
 )]
 
 mod commands;
+mod conditions;
 mod decisions;
 mod demo_traffic;
 mod determinism;

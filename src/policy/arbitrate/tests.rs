@@ -205,3 +205,93 @@ fn an_ambiguity_names_what_differs() {
     );
     assert_eq!(found.considered.len(), 3);
 }
+
+/// Every combination of strategy × overlap × mode × mode × enforcement × enforcement × precedence, against the rules said
+/// plainly for two policies and one run.
+#[test]
+fn every_combination_of_strategy_overlap_mode_and_enforcement() {
+    use crate::policy::testing::policies;
+    use crate::policy::{Selector, Snapshot, Subject};
+
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Overlap {
+        Same,
+        Narrower,
+        Apart,
+    }
+    let base = policies(
+        &[
+            policy("a", 1, "BLOCK", "MOST_RESTRICTIVE", "max: 200, near: 0.5"),
+            policy("b", 1, "BLOCK", "MOST_RESTRICTIVE", "max: 100, near: 0.9"),
+        ]
+        .concat(),
+    );
+    let agent = |id: &str| Selector { who: Subject::Agent, ids: vec![id.to_owned()], ..Selector::default() };
+    let effect = |mode: Mode, enforcement: Enforcement| {
+        mode == Mode::Block && !matches!(enforcement, Enforcement::Warn | Enforcement::Alert)
+    };
+    let mut combinations = 0;
+    for strategy in Strategy::ALL {
+        for overlap in [Overlap::Same, Overlap::Narrower, Overlap::Apart] {
+            for (mode_a, mode_b) in Mode::ALL.iter().flat_map(|a| Mode::ALL.iter().map(move |b| (*a, *b))) {
+                for (kind_a, kind_b) in
+                    Enforcement::ALL.iter().flat_map(|a| Enforcement::ALL.iter().map(move |b| (*a, *b)))
+                {
+                    for later in [0, 1] {
+                        combinations += 1;
+                        let mut two = base.clone();
+                        for (n, (mode, kind)) in [(mode_a, kind_a), (mode_b, kind_b)].into_iter().enumerate() {
+                            two[n].conflict_strategy = *strategy;
+                            two[n].enforcement_mode = mode;
+                            two[n].limits[0].enforcement = kind;
+                            two[n].limits[0].on_breach =
+                                if kind == Enforcement::Block { OnBreach::Stop } else { OnBreach::None };
+                        }
+                        two[1].precedence += later;
+                        match overlap {
+                            Overlap::Same => {}
+                            Overlap::Narrower => two[1].scope = agent("planner"),
+                            Overlap::Apart => two[1].scope = agent("nobody"),
+                        }
+                        let set = Snapshot::new(two, Default::default(), "", "").effective(
+                            &run(),
+                            Scope::Run,
+                            &metrics,
+                            None,
+                            &|_| true,
+                        );
+                        let mut found: Vec<(String, String, String)> = set
+                            .limits
+                            .iter()
+                            .map(|l| (l.policy_id.to_string(), l.max.to_string(), l.near_at.to_string()))
+                            .collect();
+                        found.sort();
+
+                        let counts = |mode| mode != Mode::Disabled;
+                        let (there_a, there_b) = (counts(mode_a), counts(mode_b) && overlap != Overlap::Apart);
+                        let row = |id: &str, max: u32, near: u32| (id.to_owned(), max.to_string(), near.to_string());
+                        let (alone_a, alone_b) = (row("a", 200, 100), row("b", 100, 90));
+                        let compete =
+                            there_a && there_b && kind_a == kind_b && effect(mode_a, kind_a) && effect(mode_b, kind_b);
+                        let (expected, ambiguous) = match (compete, strategy) {
+                            (false, _) => {
+                                let a = there_a.then(|| alone_a.clone());
+                                (a.into_iter().chain(there_b.then(|| alone_b.clone())).collect::<Vec<_>>(), 0)
+                            }
+                            (true, Strategy::MostRestrictive) => (vec![row("b", 100, 90)], 0),
+                            (true, Strategy::ExplicitPriority) if later == 0 => (vec![alone_b.clone()], 0),
+                            (true, Strategy::FailClosed) if later == 0 => (Vec::new(), 1),
+                            (true, _) => (vec![alone_a.clone()], 0),
+                        };
+                        assert_eq!(
+                            (found, set.ambiguous.len()),
+                            (expected, ambiguous),
+                            "{strategy} {overlap:?} {mode_a}/{kind_a} {mode_b}/{kind_b} {later}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(combinations, 3 * 3 * 16 * 36 * 2);
+}

@@ -77,14 +77,15 @@ fn an_ambiguity_that_can_arise_is_found_where_it_is_written() {
         found(&format!("{one}{other}"), false)
     };
     let findings = two("", "", 2);
-    assert_eq!(findings.len(), 1);
+    assert_eq!(findings.len(), 1, "said once: {findings:?}");
     assert!(
-        findings[0].starts_with("p.yaml:8:3:")
-            && findings[0].contains("ambiguous under FAIL_CLOSED with b/l (p.yaml:16)"),
+        findings[0].starts_with("p.yaml:2:1: error: policy `a`: THRESHOLD_CONTRADICTION with `b` (p.yaml:10): ")
+            && findings[0].contains("for example tenant any"),
         "{findings:?}"
     );
     assert!(two("", "", 1).is_empty(), "equal terms");
-    assert!(two("precedence: 1", "", 2).is_empty(), "other precedence");
+    let ordered = two("precedence: 1", "", 2);
+    assert!(ordered.len() == 1 && ordered[0].contains("warning: policy `a`: PRIORITY_OVERRIDE"), "{ordered:?}");
     assert!(two("tenant: x", "tenant: y", 2).is_empty(), "never meet");
     assert!(two("scope: {who: AGENT, ids: [a]}", "scope: {who: AGENT, ids: [b]}", 2).is_empty(), "never meet");
     assert_eq!(
@@ -92,8 +93,47 @@ fn an_ambiguity_that_can_arise_is_found_where_it_is_written() {
         1,
         "one run may have both"
     );
-    let timed = two("active: {days: [MON]}", "active: {days: [TUE]}", 2);
-    assert!(timed.len() == 1 && timed[0].contains("warning: "), "times leave a doubt: {timed:?}");
+    assert!(two("active: {days: [MON]}", "active: {days: [TUE]}", 2).is_empty(), "never at the same time");
+    let timed = two("active: {days: [MON]}", "active: {hours: \"09:00-10:00\"}", 2);
+    assert!(timed.iter().any(|f| f.contains("error: ") && f.contains(", at 2026-01-05T09:00:00.000000Z")), "{timed:?}");
+}
+
+#[test]
+fn an_ambiguity_that_is_no_contradiction_of_maxima_is_found_too() {
+    let keys = "enforcement_mode: BLOCK\nconflict_strategy: FAIL_CLOSED";
+    let yaml = [
+        policy("a", keys, "metric: run_tokens, on_breach: STOP"),
+        policy("b", keys, "metric: run_tokens, on_breach: KILL"),
+    ]
+    .concat();
+    let findings = found(&yaml, false);
+    assert_eq!(findings.len(), 1);
+    assert!(
+        findings[0].starts_with("p.yaml:7:3: error: ")
+            && findings[0].contains("ambiguous under FAIL_CLOSED with b/l (p.yaml:14)"),
+        "{findings:?}"
+    );
+}
+
+#[test]
+fn conflicts_that_warn_are_gathered_and_dependencies_are_checked() {
+    let modes = ["BLOCK", "WARN", "WARN", "AUDIT", "WARN", "WARN", "WARN", "WARN"];
+    let yaml: String = (0..)
+        .zip(modes)
+        .map(|(n, mode)| policy(&format!("p{n}"), &format!("enforcement_mode: {mode}"), "metric: run_tokens"))
+        .collect();
+    let findings = found(&yaml, false);
+    let first = findings.iter().find(|f| f.starts_with("p.yaml:2:1: warning: ")).unwrap();
+    assert!(
+        first.contains("policy `p0`: SCOPE_OVERLAP with `p1`: Policy 'N' blocks while 'N' warns on same scope")
+            && first.contains("; likewise with `p2` `p3` `p4` `p5` `p6` and 1 more (Align enforcement modes"),
+        "{first}"
+    );
+    assert!(found(&yaml, true).iter().all(|f| f.contains("error: ")));
+    let yaml = policy("a", "depends_on: [b]", "metric: run_tokens");
+    let findings = found(&yaml, false);
+    assert_eq!(findings.len(), 1);
+    assert!(findings[0].contains("error: depends_on: policy `a`: depends on `b`, which is not there"), "{findings:?}");
 }
 
 #[test]
@@ -106,7 +146,6 @@ fn notes_say_what_is_good_to_know() {
     let notes: Vec<String> = check(&set, &metrics(), true).iter().map(ToString::to_string).collect();
     for expected in [
         "decides at window close only: `latency_p95_ms` is not monotone",
-        "condition is loaded but not evaluated yet",
         "no policy limits the metric `run_tokens`",
         "nothing is enforced: no policy is in BLOCK mode",
     ] {

@@ -2,15 +2,11 @@
 
 use serde_json::{Map as JsonMap, Value as Json};
 
-use super::{Fields, Reader, join};
+use super::{Fields, MAX_SPAN, Reader, join, keys};
 use crate::policy::condition::{ACTIONS, Action, Comparison, Condition, Junction};
 use crate::policy::fault::{nearest, quoted};
+use crate::policy::parameters::{self, Kind, Parameter};
 use crate::policy::yaml::{Node, Value};
-
-/// Deepest nesting and most parts of a condition.
-pub(super) const MAX_CONDITION: usize = 256;
-/// Most actions of one policy.
-const MAX_ACTIONS: usize = 64;
 
 impl Reader<'_> {
     pub(super) fn condition_of(&mut self, map: &Fields<'_>) -> Option<Condition> {
@@ -19,12 +15,12 @@ impl Reader<'_> {
         self.condition(node, "condition", &mut parts)
     }
 
-    /// Depth is bounded by the tree's, `parts` by `MAX_CONDITION`.
+    /// Depth is bounded by the tree's, `parts` by `keys::MAX_CONDITION`.
     fn condition(&mut self, node: &Node, path: &str, parts: &mut usize) -> Option<Condition> {
         *parts += 1;
-        if *parts > MAX_CONDITION {
-            if *parts == MAX_CONDITION + 1 {
-                self.fault(node.at, path, format!("a condition has at most {MAX_CONDITION} parts"), None);
+        if *parts > keys::MAX_CONDITION {
+            if *parts == keys::MAX_CONDITION + 1 {
+                self.fault(node.at, path, format!("a condition has at most {} parts", keys::MAX_CONDITION), None);
             }
             return None;
         }
@@ -40,9 +36,9 @@ impl Reader<'_> {
             0 => self.composite(node, path, parts),
             1 => self.comparison(node, path),
             _ => {
-                let map = self.map(node, path, &["type", "expression"])?;
+                let map = self.map(node, path, keys::SQL)?;
                 let expression = self.expression(&map, "expression")?;
-                Some(Condition::Sql { expression, label: None })
+                Some(Condition::Sql { expression, label: None, place: map.value_place("expression") })
             }
         }
     }
@@ -56,12 +52,12 @@ impl Reader<'_> {
     }
 
     fn composite(&mut self, node: &Node, path: &str, parts: &mut usize) -> Option<Condition> {
-        let map = self.map(node, path, &["type", "operator", "conditions"])?;
+        let map = self.map(node, path, keys::COMPOSITE)?;
         if map.get("operator").is_none() {
             self.fault(map.at, &map.path("operator"), "is required".to_owned(), Some("AND, OR or NOT".to_owned()));
         }
         let operator = self.one_of(&map, "operator", Junction::TEXTS, Junction::parse);
-        let items = self.list(&map, "conditions", MAX_CONDITION);
+        let items = self.list(&map, "conditions", keys::MAX_CONDITION);
         if items.is_empty() {
             self.fault(map.place("conditions"), &map.path("conditions"), "no conditions are given".to_owned(), None);
         } else if operator == Some(Junction::Not) && items.len() != 1 {
@@ -76,7 +72,7 @@ impl Reader<'_> {
     }
 
     fn comparison(&mut self, node: &Node, path: &str) -> Option<Condition> {
-        let map = self.map(node, path, &["type", "field", "operator", "value"])?;
+        let map = self.map(node, path, keys::COMPARISON)?;
         let field = self.required(&map, "field");
         if let Some(field) = field
             && !["run.", "agent.", "task."].iter().any(|p| field.strip_prefix(p).is_some_and(|rest| !rest.is_empty()))
@@ -107,14 +103,14 @@ impl Reader<'_> {
             field: field?.to_owned(),
             operator,
             value: value.map_or(Json::Null, Node::to_json),
+            place: map.value_place("field"),
         })
     }
 
     pub(super) fn actions(&mut self, map: &Fields<'_>) -> Vec<Action> {
         let mut actions = Vec::new();
-        for (n, node) in self.list(map, "actions", MAX_ACTIONS).iter().enumerate() {
-            let known = ["type", "target", "reason", "approval_required", "parameters"];
-            let Some(action) = self.map(node, &format!("actions[{n}]"), &known) else { continue };
+        for (n, node) in self.list(map, "actions", keys::MAX_ACTIONS).iter().enumerate() {
+            let Some(action) = self.map(node, &format!("actions[{n}]"), keys::ACTION) else { continue };
             let Some(kind) = self.action_type(&action) else { continue };
             actions.push(Action {
                 action: kind.to_owned(),
@@ -122,12 +118,57 @@ impl Reader<'_> {
                 reason: self.text(&action, "reason").map(str::to_owned),
                 approval_required: self.boolean(&action, "approval_required").unwrap_or(false),
                 parameters: match self.inner(&action, "parameters", &[]) {
-                    Some(fields) => fields.entries().iter().map(|e| (e.key.clone(), e.node.to_json())).collect(),
+                    Some(fields) => self.parameters(&fields, kind, &[]),
                     None => JsonMap::new(),
                 },
             });
         }
         actions
+    }
+
+    /// The parameters of an action: each known, and what it may be. Keys of `own` are not parameters.
+    pub fn parameters(&mut self, map: &Fields<'_>, action: &str, own: &[&str]) -> JsonMap<String, Json> {
+        let known = parameters::of(action);
+        let mut found = JsonMap::new();
+        for entry in map.entries().iter().filter(|e| !own.contains(&e.key.as_str())) {
+            if let Some(parameter) = known.iter().find(|p| p.name == entry.key) {
+                if self.parameter(map, parameter) {
+                    found.insert(entry.key.clone(), entry.node.to_json());
+                }
+                continue;
+            }
+            let names = || known.iter().map(|p| p.name).chain(own.iter().copied());
+            let help = match nearest(&entry.key, names()) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None if known.is_empty() => format!("{action} takes no parameters"),
+                None => format!("{action} takes {}", known.iter().map(|p| p.name).collect::<Vec<_>>().join(" ")),
+            };
+            let key: String = entry.key.chars().take(64).collect();
+            self.fault(entry.at, &map.path(&key), format!("is no parameter of {action}"), Some(help));
+        }
+        found
+    }
+
+    /// Whether a parameter is there and sound.
+    fn parameter(&mut self, map: &Fields<'_>, parameter: &Parameter) -> bool {
+        match parameter.kind {
+            Kind::Text => self.id(map, parameter.name).is_some(),
+            Kind::Texts => !self.ids(map, parameter.name).is_empty(),
+            Kind::Whole { least } => self.whole(map, parameter.name, least, MAX_SPAN).is_some(),
+            Kind::OneOf(texts) => {
+                let Some(text) = self.id(map, parameter.name) else { return false };
+                let known = texts.contains(&text);
+                if !known {
+                    let help = match nearest(text, texts.iter().copied()) {
+                        Some(meant) => format!("did you mean {meant}?"),
+                        None => format!("one of {}", texts.join(" ")),
+                    };
+                    let message = format!("{} is not known", quoted(text));
+                    self.fault(map.place(parameter.name), &map.path(parameter.name), message, Some(help));
+                }
+                known
+            }
+        }
     }
 
     /// The `type` of an action, one of the known names.

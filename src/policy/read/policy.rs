@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Fields, MAX_SPAN, Reader};
+use super::{Fields, MAX_SPAN, Reader, keys};
 use crate::policy::active::{Active, Day, Hours, parse_instant};
 use crate::policy::amount::Amount;
 use crate::policy::fault::{nearest, quoted};
@@ -13,50 +13,9 @@ use crate::policy::model::{
 use crate::policy::scope::{Level, Selector, Subject};
 use crate::policy::yaml::{Node, Value};
 
-/// Most limits of one policy.
-const MAX_LIMITS: usize = 256;
-const POLICY_KEYS: &[&str] = &[
-    "id",
-    "name",
-    "tenant",
-    "status",
-    "rule_type",
-    "source",
-    "enforcement_mode",
-    "scope",
-    "precedence",
-    "conflict_strategy",
-    "binding",
-    "on_failure",
-    "depends_on",
-    "active",
-    "limits",
-    "condition",
-    "actions",
-    "min_authority",
-    "monitor",
-    "alerts",
-    "override",
-    "rollback",
-];
-const LIMIT_KEYS: &[&str] = &[
-    "id",
-    "limit_type",
-    "category",
-    "metric",
-    "max",
-    "near",
-    "near_forecast_minutes",
-    "status",
-    "enforcement",
-    "on_breach",
-    "cooldown_seconds",
-    "fallback_model",
-];
-
 impl Reader<'_> {
     pub(super) fn policy(&mut self, node: &Node) -> Option<Policy> {
-        let map = self.map(node, "", POLICY_KEYS)?;
+        let map = self.map(node, "", keys::POLICY)?;
         let id = self.required(&map, "id");
         let name = self.required(&map, "name");
         let limits = self.limits(&map);
@@ -116,7 +75,7 @@ impl Reader<'_> {
 
     fn selector(&mut self, map: &Fields<'_>) -> Selector {
         let default = Selector::default();
-        let Some(scope) = self.inner(map, "scope", &["level", "level_ids", "who", "ids"]) else { return default };
+        let Some(scope) = self.inner(map, "scope", keys::SCOPE) else { return default };
         let selector = Selector {
             level: self.one_of(&scope, "level", Level::TEXTS, Level::parse).unwrap_or(default.level),
             level_ids: self.sorted_ids(&scope, "level_ids"),
@@ -135,7 +94,7 @@ impl Reader<'_> {
     }
 
     fn active(&mut self, map: &Fields<'_>) -> Option<Active> {
-        let active = self.inner(map, "active", &["from", "until", "days", "hours", "timezone"])?;
+        let active = self.inner(map, "active", keys::ACTIVE)?;
         let mut read = Active::default();
         for (key, slot) in [("from", &mut read.from), ("until", &mut read.until)] {
             if let Some(text) = self.id(&active, key) {
@@ -184,8 +143,8 @@ impl Reader<'_> {
 
     fn limits(&mut self, map: &Fields<'_>) -> Vec<Limit> {
         let mut limits: Vec<Limit> = Vec::new();
-        for (n, node) in self.list(map, "limits", MAX_LIMITS).iter().enumerate() {
-            let Some(fields) = self.map(node, &format!("limits[{n}]"), LIMIT_KEYS) else { continue };
+        for (n, node) in self.list(map, "limits", keys::MAX_LIMITS).iter().enumerate() {
+            let Some(fields) = self.map(node, &format!("limits[{n}]"), keys::LIMIT) else { continue };
             let Some(limit) = self.limit(&fields) else { continue };
             if limits.iter().any(|l| l.id == limit.id) {
                 let message = format!("the limit id {} is there twice", quoted(&limit.id));
@@ -246,8 +205,7 @@ impl Reader<'_> {
     }
 
     fn monitor(&mut self, map: &Fields<'_>) -> Monitor {
-        let known = ["signals", "allow_prompt_logging", "allow_pii_capture"];
-        let Some(monitor) = self.inner(map, "monitor", &known) else { return Monitor::default() };
+        let Some(monitor) = self.inner(map, "monitor", keys::MONITOR) else { return Monitor::default() };
         Monitor {
             signals: self.ids(&monitor, "signals"),
             allow_prompt_logging: self.boolean(&monitor, "allow_prompt_logging").unwrap_or(false),
@@ -257,8 +215,7 @@ impl Reader<'_> {
 
     fn alerts(&mut self, map: &Fields<'_>) -> Alerts {
         let default = Alerts::default();
-        let known = ["channels", "max_alerts_per_run", "min_alert_interval_seconds"];
-        let Some(alerts) = self.inner(map, "alerts", &known) else { return default };
+        let Some(alerts) = self.inner(map, "alerts", keys::ALERTS) else { return default };
         let channels = if alerts.get("channels").is_some() { self.ids(&alerts, "channels") } else { default.channels };
         Alerts {
             channels,
@@ -271,7 +228,7 @@ impl Reader<'_> {
 
     fn override_rule(&mut self, map: &Fields<'_>) -> OverrideRule {
         let default = OverrideRule::default();
-        let Some(rule) = self.inner(map, "override", &["min_authority", "max_minutes"]) else { return default };
+        let Some(rule) = self.inner(map, "override", keys::OVERRIDE) else { return default };
         OverrideRule {
             min_authority: self.authority(&rule, "min_authority").unwrap_or(default.min_authority),
             max_minutes: self.small(&rule, "max_minutes", 1).unwrap_or(default.max_minutes),
@@ -280,7 +237,7 @@ impl Reader<'_> {
 
     pub fn rollback(&mut self, map: &Fields<'_>) -> Rollback {
         let default = Rollback::default();
-        let Some(rollback) = self.inner(map, "rollback", &["enabled", "auto_rollback_after_minutes"]) else {
+        let Some(rollback) = self.inner(map, "rollback", keys::ROLLBACK) else {
             return default;
         };
         Rollback {

@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::condition::MAX_CONDITION;
+use super::keys::MAX_CONDITION;
 use super::*;
 use crate::policy::{
     Alerts, Binding, Category, Condition, Day, Enforcement, Junction, OnBreach, OnFailure, OverrideRule, Rollback,
@@ -193,6 +193,7 @@ fn the_guardian_file_of_the_seed_is_read_as_written() {
         Condition::Sql {
             expression: "task.running_duration > task.timeout_seconds * 2".into(),
             label: Some("task_timeout".into()),
+            place: Place { line: 7, column: 18 },
         }
     );
     assert_eq!(policy.actions[0].action, "cancel_task");
