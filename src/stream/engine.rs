@@ -16,9 +16,10 @@ use datafusion::physical_expr::expressions::Literal;
 
 use crate::clock::Micros;
 
+use super::budget::{Budget, Dark, Span, Turn, hash};
 use super::emit::{Member, evaluate};
-use super::keys::{KeySet, clock_text};
-use super::output::{Late, NO_ROW, Output, QueryRows, QueryStats, Stats, Watch};
+use super::keys::{KeySet, NONE, clock_text};
+use super::output::{Late, NO_ROW, Output, Overflow, QueryRows, QueryStats, Stats, Watch};
 use super::panes::PaneStore;
 use super::persist::{Layout, Restoring};
 use super::pool::{Aggregate, Pool, boolean};
@@ -27,6 +28,9 @@ use super::sessions::{SessionStore, Shape};
 use super::time::{Clocks, NEVER, closed_until};
 use super::window::{FAR, Grid, Window};
 use super::{Error, Settings};
+
+/// Rough bytes of a row that a session keeps until the watermark has passed it.
+const PENDING_ROW: usize = 64;
 
 /// A batch as the stores see it. Per row unless said otherwise.
 pub(super) struct Batch<'a> {
@@ -42,6 +46,7 @@ pub(super) struct Batch<'a> {
     pub(super) positions: &'a [i64],
     /// Per key set: the row's group.
     pub(super) groups: &'a [Vec<u32>],
+    pub(super) dark: Dark<'a>,
 }
 
 /// How clocks moved in a sub-batch.
@@ -51,6 +56,7 @@ pub(super) struct Moves<'a> {
     /// Per clock: the watermark after the sub-batch.
     now: &'a [Micros],
     all: bool,
+    pub(super) dark: Dark<'a>,
 }
 
 impl Moves<'_> {
@@ -118,6 +124,23 @@ impl Store {
         }
     }
 
+    /// No row has state here longer than this after its time.
+    fn hold(&self) -> Micros {
+        match self {
+            Self::Panes(s) if s.hop => s.grid.size.saturating_add(s.grid.slide),
+            Self::Panes(s) => s.grid.size,
+            Self::Sessions(s) => s.gap().saturating_mul(2),
+        }
+    }
+
+    /// Whether a move of the clock to `bound` may close something.
+    fn due(&self, clock: u32, watermark: Micros, finished: Micros) -> bool {
+        match self {
+            Self::Panes(s) => s.due_by(clock, closed_until(watermark, finished, s.grid.size)),
+            Self::Sessions(s) => s.due_by(clock, watermark),
+        }
+    }
+
     fn pool(&self) -> &Pool {
         match self {
             Self::Panes(s) => &s.pool,
@@ -144,6 +167,9 @@ pub struct Engine {
     /// Per key set: which of its columns is the clock.
     pub(super) clock_columns: Vec<usize>,
     pub(super) stores: Vec<Store>,
+    /// Per key set: how long its keys live, and what names it among them; `None`: its keys are not counted.
+    spans: Vec<Option<(Span, u64)>>,
+    pub(super) budget: Budget,
     /// Stands for the values of an empty batch.
     pub(super) blank: Vec<ArrayRef>,
     /// Per store: expressions a row must satisfy.
@@ -173,6 +199,8 @@ impl Engine {
         }
         let mut engine = Self {
             late: vec![0; queries.len()],
+            budget: Budget::new(settings.max_live_keys),
+            spans: Vec::new(),
             settings,
             schema,
             expressions: Vec::new(),
@@ -308,6 +336,7 @@ impl Engine {
                     }
                     let shape = Shape {
                         gap,
+                        most_pending: (self.settings.max_state_bytes_per_key / PENDING_ROW).max(16),
                         key_set: set,
                         fingerprint: print,
                         marker: first.marker.as_ref().map(&mut register),
@@ -326,6 +355,19 @@ impl Engine {
             self.layouts.push((layout, hash));
             self.stores.push(store);
             self.layouts_saved.push(false);
+        }
+        for (set, keys) in key_sets.iter().enumerate() {
+            let hold = self.stores.iter().filter(|s| s.key_set() == set).map(Store::hold).max();
+            // there is one key of the clock alone, and it must not go blind because there are too many others
+            let counted = keys.iter().any(|k| k.text != clock);
+            let print = fingerprint(
+                keys.iter()
+                    .flat_map(|k| [k.text.clone(), k.ty.to_string()])
+                    .collect::<Vec<_>>()
+                    .iter()
+                    .map(String::as_str),
+            );
+            self.spans.push(hold.filter(|_| counted).map(|hold| (Span::new(hold), print)));
         }
         self.blank = expressions.iter().map(|_| new_empty_array(&DataType::Null)).collect();
         self.expressions = expressions;
@@ -383,7 +425,7 @@ impl Engine {
 
         let values =
             self.expressions.iter().map(|e| evaluate(e, batch, &mut self.errors)).collect::<Result<Vec<_>, _>>()?;
-        let selected = self.select(&values, &valid)?;
+        let mut selected = self.select(&values, &valid)?;
         let mut groups = Vec::with_capacity(self.key_sets.len());
         for (i, keys) in self.key_sets.iter_mut().enumerate() {
             let mut needed = vec![false; rows];
@@ -396,6 +438,9 @@ impl Engine {
             let columns: Vec<ArrayRef> = keys.columns.iter().map(|c| Arc::clone(&values[*c])).collect();
             groups.push(keys.intern(&columns, &needed, &clocks, rows)?);
         }
+        let dark_rows = self.admit(&mut selected, &groups, &times, &before, &clocks, &mut out);
+        let dark_clocks = self.budget.dark().to_vec();
+        let dark = Dark { rows: &dark_rows, clocks: &dark_clocks };
         let view = Batch {
             len: rows,
             values: &values,
@@ -405,6 +450,7 @@ impl Engine {
             finished: &finished,
             positions,
             groups: &groups,
+            dark,
         };
 
         let grids: Vec<Grid> = self
@@ -446,13 +492,105 @@ impl Engine {
                     begin[*clock as usize] = *watermark;
                 }
             }
-            let moves = Moves { moved: &moved, finished: &finished, now: &begin, all: false };
+            let moves = Moves { moved: &moved, finished: &finished, now: &begin, all: false, dark };
             self.sub_batch(&view, &selected, from..to, &moves, watch, &mut late, &mut out)?;
             from = to;
         }
         self.report_late(&selected, late, &mut out);
         self.sweep(&mut out);
         Ok(out)
+    }
+
+    /// Counts the rows' keys against what their clocks may hold, in the order of the rows, and takes those that are refused from
+    /// `selected`. Gives, by row, until when the windows of its clock may lack rows; nothing when that does not change.
+    fn admit(
+        &mut self,
+        selected: &mut [Vec<u32>],
+        groups: &[Vec<u32>],
+        times: &[Micros],
+        before: &[Micros],
+        clocks: &[u32],
+        out: &mut Output,
+    ) -> Vec<Micros> {
+        if !self.budget.counts() {
+            return Vec::new();
+        }
+        let mut fresh: Vec<(u32, u32)> = Vec::new();
+        for ((set, ids), keys) in (0u32..).zip(groups).zip(&self.key_sets) {
+            if self.spans[set as usize].is_some() {
+                let counts = |(row, id): (usize, &u32)| *id != NONE && keys.fresh(*id) <= times[row].max(before[row]);
+                fresh.extend(ids.iter().enumerate().filter(|r| counts(*r)).map(|(row, _)| (row as u32, set)));
+            }
+        }
+        let mut wanted: BTreeMap<u32, usize> = BTreeMap::new();
+        for (row, _) in &fresh {
+            *wanted.entry(clocks[*row as usize]).or_default() += 1;
+        }
+        let tight = self.budget.any_over() || wanted.iter().any(|(clock, more)| !self.budget.fits(*clock, *more));
+        if !tight {
+            for (row, set) in fresh {
+                self.count(row, set, groups, times, before, clocks);
+            }
+            return Vec::new();
+        }
+        fresh.sort_unstable();
+        let mut fresh = fresh.into_iter().peekable();
+        let mut refused: Vec<Vec<u32>> = vec![Vec::new(); groups.len()];
+        let mut dark = Vec::with_capacity(times.len());
+        for row in 0..times.len() as u32 {
+            let (at, clock) = (row as usize, clocks[row as usize]);
+            let mut turns = Vec::from_iter(self.budget.look(clock, before[at]));
+            while let Some((_, set)) = fresh.next_if(|f| f.0 == row) {
+                if !self.count(row, set, groups, times, before, clocks) {
+                    refused[set as usize].push(row);
+                    turns.extend(self.budget.refuse(clock, times[at]));
+                    self.clocks.list[clock as usize].dirty = true;
+                    if out.refused.last() != Some(&row) {
+                        out.refused.push(row);
+                    }
+                }
+            }
+            for turn in turns {
+                self.clocks.list[clock as usize].dirty = true;
+                out.overflows.push(self.overflow(clock, turn, row));
+            }
+            dark.push(self.budget.dark_of(clock));
+        }
+        for (rows, store) in selected.iter_mut().zip(&self.stores) {
+            let gone = &refused[store.key_set()];
+            if !gone.is_empty() {
+                rows.retain(|row| gone.binary_search(row).is_err());
+            }
+        }
+        dark
+    }
+
+    /// Counts one row's key; false when its clock holds too many.
+    fn count(
+        &mut self,
+        row: u32,
+        set: u32,
+        groups: &[Vec<u32>],
+        times: &[Micros],
+        before: &[Micros],
+        clocks: &[u32],
+    ) -> bool {
+        let (at, set) = (row as usize, set as usize);
+        let (id, keys) = (groups[set][at], &mut self.key_sets[set]);
+        let Some((span, print)) = self.spans[set] else { return true };
+        if keys.fresh(id) > times[at].max(before[at]) {
+            return true;
+        }
+        let taken = self.budget.take(clocks[at], hash(print, keys.bytes_of(id)), span, times[at], before[at]);
+        if let Some(until) = taken {
+            keys.set_fresh(id, until.max(keys.fresh(id)));
+        }
+        taken.is_some()
+    }
+
+    fn overflow(&self, clock: u32, turn: Turn, at: u32) -> Overflow {
+        let Turn { began, episode, keys } = turn;
+        Overflow { clock: self.clocks.list[clock as usize].name.clone(), began, episode, keys, at }
     }
 
     #[expect(clippy::too_many_arguments, reason = "one step of push")]
@@ -540,6 +678,8 @@ impl Engine {
         let now: Vec<Micros> =
             self.clocks.list.iter().map(|c| if all { c.watermark.max(c.high) } else { c.watermark }).collect();
         let blank = self.blank.clone();
+        let dark_clocks = self.budget.dark().to_vec();
+        let dark = Dark { rows: &[], clocks: &dark_clocks };
         let view = Batch {
             len: 0,
             values: &blank,
@@ -549,8 +689,9 @@ impl Engine {
             finished: &finished,
             positions: &[],
             groups: &[],
+            dark,
         };
-        let moves = Moves { moved, finished: &finished, now: &now, all };
+        let moves = Moves { moved, finished: &finished, now: &now, all, dark };
         self.close(&moves, &view, &mut out)?;
         self.sweep(&mut out);
         Ok(out)
@@ -568,7 +709,16 @@ impl Engine {
         }
         entry.watermark = watermark;
         entry.dirty = true;
-        self.close_without_rows(&[(id, vec![(watermark, NO_ROW)])], false)
+        let finished = entry.finished;
+        let turn = self.budget.look(id, watermark);
+        // most silent clocks have nothing open: they must not cost what the others hold
+        let mut out = if self.stores.iter().any(|s| s.due(id, watermark, finished)) {
+            self.close_without_rows(&[(id, vec![(watermark, NO_ROW)])], false)?
+        } else {
+            Output::default()
+        };
+        out.overflows.extend(turn.map(|turn| self.overflow(id, turn, NO_ROW)));
+        Ok(out)
     }
 
     /// Closes every window. Afterwards each watermark is the highest event time seen, and what was closed stays closed.
@@ -598,11 +748,18 @@ impl Engine {
         self.clocks.list.iter().filter(|c| c.watermark != NEVER).map(|c| (c.name.as_str(), c.watermark, c.high))
     }
 
+    /// Whether any window holds state.
+    pub fn is_open(&self) -> bool {
+        self.stores.iter().any(|s| s.open().0 > 0)
+    }
+
     /// Sizes and counts.
     pub fn stats(&self) -> Stats {
         let mut stats = Stats {
             keys: self.key_sets.iter().map(KeySet::len).sum(),
-            state_bytes: self.key_sets.iter().map(KeySet::size).sum(),
+            state_bytes: self.key_sets.iter().map(KeySet::size).sum::<usize>() + self.budget.size(),
+            overflowing: self.budget.figures().0,
+            refused: self.budget.figures().1,
             null_time: self.null_time,
             expression_errors: self.errors,
             ..Stats::default()
