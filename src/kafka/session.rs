@@ -43,6 +43,12 @@ const MAX_ATTEMPTS: u32 = 10;
 /// The same while the group is rebalancing, when membership is stale.
 const MAX_STALE_ATTEMPTS: u32 = 200;
 
+/// First and longest pause between two looks for the broker and its topics.
+const WAIT_FIRST: Duration = Duration::from_millis(250);
+const WAIT_MOST: Duration = Duration::from_secs(5);
+/// Reasons for waiting that are told apart.
+const REASONS: usize = 16;
+
 /// Why a session ended before it should.
 pub(super) enum Failure {
     /// The clients are unusable.
@@ -114,7 +120,8 @@ impl<'a> Session<'a> {
         let status = &plan.status;
         status.ready.store(false, Ordering::Release);
         status.owned.store(Arc::default());
-        let Some(partitions) = await_topics(plan, control, woken)? else { return Ok(None) };
+        let mut waiting = Waiting::new(plan);
+        let Some(partitions) = await_topics(plan, control, woken, &mut waiting)? else { return Ok(None) };
         let writer = Writer::new(&config.transactional_producer()).map_err(Error::Settings)?;
         loop {
             if control.stopping() {
@@ -124,7 +131,7 @@ impl<'a> Session<'a> {
                 Ok(()) => break,
                 Err(error) => match classify(&error) {
                     Class::Retry | Class::Abort => {
-                        plan.observer.on(Event::Waiting { reason: &format!("init transactions: {error}") });
+                        waiting.say(&format!("init transactions: {error}"));
                     }
                     Class::Denied => return Err(Error::broker("init transactions", error).into()),
                     Class::Fenced => return Err(Failure::Rebuild { reason: error.to_string(), fenced: true }),
@@ -443,6 +450,8 @@ impl<'a> Session<'a> {
     }
 
     fn step(&mut self, partition: i32, bounds: &Bounds, kind: StepKind) -> Result<bool, Failure> {
+        // many partitions with full steps may take a while, and the loop is alive
+        self.plan.status.heartbeat.store(Wall::now().0, Ordering::Relaxed);
         let Some(Owned::Active(active)) = self.owned.get_mut(&partition) else { return Ok(false) };
         let mut troubles = Vec::new();
         let outcome = active.step(Wall::now(), bounds, kind, &mut |error| troubles.push(error.to_string()));
@@ -484,7 +493,7 @@ impl<'a> Session<'a> {
                 payload: output.payload.as_deref(),
                 headers: &output.headers,
             };
-            match self.writer.send(outgoing, tag) {
+            match self.writer.send(outgoing, tag, &expired) {
                 Ok(()) => work.sent += 1,
                 Err(code) => {
                     let letter = deadletter::refused(topics, output, &code.to_string());
@@ -675,7 +684,8 @@ impl<'a> Session<'a> {
             let step_record = step_record.map(|r| (Place::Steps, r));
             let checkpoint = checkpoint.enumerate().map(|(n, r)| (Place::Checkpoint(n), r));
             for (place, outgoing) in step_record.chain(checkpoint) {
-                if self.writer.send(outgoing, Tag { partition, place }).is_err() {
+                let expired = || self.control.waited_out();
+                if self.writer.send(outgoing, Tag { partition, place }, &expired).is_err() {
                     let bytes = outgoing.payload.map_or(0, <[u8]>::len);
                     return Err(Error::InternalRecord { topic: outgoing.topic.to_owned(), bytes }.into());
                 }
@@ -918,8 +928,40 @@ fn seek(consumer: &BaseConsumer<Group>, topic: &str, partition: i32, offset: i64
     done.elements().iter().try_for_each(|element| element.error())
 }
 
+/// What is waited for, so that one cause is told from the next.
+struct Waiting<'a> {
+    plan: &'a Plan,
+    /// How often each reason was given; errors of one cause may alternate.
+    said: BTreeMap<String, u32>,
+    times: u32,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(plan: &'a Plan) -> Self {
+        Self { plan, said: BTreeMap::new(), times: 0 }
+    }
+
+    /// Says why, and gives how long to wait: from a quarter of a second up to five.
+    fn say(&mut self, reason: &str) -> Duration {
+        if self.said.len() >= REASONS {
+            self.said.clear();
+        }
+        let again = self.said.entry(reason.to_owned()).or_default();
+        self.plan.observer.on(Event::Waiting { reason, again: *again });
+        *again = again.saturating_add(1);
+        let wait = WAIT_FIRST.saturating_mul(1 << self.times.min(8)).min(WAIT_MOST);
+        self.times = self.times.saturating_add(1);
+        wait
+    }
+}
+
 /// Waits until the broker answers and every topic is there; the partition count. `None`: asked to stop.
-fn await_topics(plan: &Plan, control: &Control, woken: &Receiver<()>) -> Result<Option<i32>, Failure> {
+fn await_topics(
+    plan: &Plan,
+    control: &Control,
+    woken: &Receiver<()>,
+    waiting: &mut Waiting<'_>,
+) -> Result<Option<i32>, Failure> {
     let topics = &plan.config.topics;
     let reader = Reader::new(&plan.config.client, &plan.config.group, Isolation::Committed)?;
     loop {
@@ -936,8 +978,7 @@ fn await_topics(plan: &Plan, control: &Control, woken: &Receiver<()>) -> Result<
             Err(error) => return Err(Error::broker("cannot read metadata", error).into()),
         };
         plan.status.connected.store(false, Ordering::Release);
-        plan.observer.on(Event::Waiting { reason: &reason });
-        let until = Instant::now() + Duration::from_secs(1);
+        let until = Instant::now() + waiting.say(&reason);
         while Instant::now() < until && !control.stopping() {
             // Only a stop request ends the wait early.
             if woken.recv_timeout(Duration::from_millis(100)).is_ok() && control.stopping() {
