@@ -84,6 +84,16 @@ impl Role {
             Self::Channels => "channels",
         }
     }
+
+    /// What a process does in it, in words.
+    pub const fn does(self) -> &'static str {
+        match self {
+            Self::Edge => "takes OTLP beside a worker and gives verdicts",
+            Self::Core => "joins the consumer group, owns partitions, decides",
+            Self::Serve => "serves the status page",
+            Self::Channels => "delivers alerts",
+        }
+    }
 }
 
 /// `[paths]`.
