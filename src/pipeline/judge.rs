@@ -253,7 +253,7 @@ pub fn judge(
             Arc::new(amounts.with_precision_and_scale(38, 9)?),
         ],
     )?;
-    let verdicts = sql.run(vec![results, limits.lookup()?])?;
+    let verdicts = sql.run(vec![results, limits.lookup(with_value.iter().map(|i| items[*i].limit_set))?])?;
     let rows = verdicts.column(0).as_primitive::<Int64Type>();
     let numbers = verdicts.column(1).as_primitive::<Int32Type>();
     let levels = verdicts.column(2).as_string::<i32>();

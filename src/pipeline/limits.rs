@@ -3,20 +3,25 @@
 //! A limit set is the arbitration for one combination of (snapshots at the binding moments; tenant, agent, key, human,
 //! project, provider). Combinations with equal results share a number. Sets are derived from snapshots, never checkpointed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, Decimal128Array, Int32Array, RecordBatch, StringArray, UInt32Array};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use hashbrown::HashMap;
-use rustc_hash::FxBuildHasher;
+use rustc_hash::{FxBuildHasher, FxHasher};
 
 use crate::clock::Micros;
 use crate::pipeline::runs::Run;
 use crate::policy::{Ambiguity, BoundTerms, EffectiveLimit, LimitSet, Scope, Snapshot, Who, effective_run};
 
 /// Combinations remembered before the memory of them starts over (the sets themselves stay).
-const REMEMBERED: usize = 200_000;
+const REMEMBERED: usize = 50_000;
+/// Sets held before they are to be found anew; events choose the combinations, so their number has a bound.
+const HELD: usize = 16_384;
+/// Up to so many sets the whole lookup table is given; beyond, only what is asked for: nobody pays for others' sets.
+const WHOLE: usize = 256;
 
 /// Name, scope and place of a metric.
 #[derive(Debug, Clone)]
@@ -56,6 +61,10 @@ pub struct LimitSets {
     current: Arc<Snapshot>,
     known: HashMap<Combination, u32, FxBuildHasher>,
     sets: Vec<Arc<Set>>,
+    /// Sets by a hash of what they hold.
+    by_content: HashMap<u64, Vec<u32>, FxBuildHasher>,
+    /// How often the sets were dropped.
+    generation: u64,
     lookup: Option<RecordBatch>,
 }
 
@@ -89,6 +98,8 @@ impl LimitSets {
             current: snapshot,
             known: HashMap::default(),
             sets: Vec::new(),
+            by_content: HashMap::default(),
+            generation: 0,
             lookup: None,
         }
     }
@@ -112,11 +123,25 @@ impl LimitSets {
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
         self.hold(Arc::clone(&snapshot));
         self.current = snapshot;
+        self.start_over();
+    }
+
+    /// Whether there are so many sets that it is time to [`LimitSets::start_over`].
+    pub fn crowded(&self) -> bool {
+        self.sets.len() >= HELD
+    }
+
+    /// Drops every set: their numbers mean nothing any more, and must be forgotten by whoever remembers one.
+    pub fn start_over(&mut self) {
         self.known.clear();
+        self.sets.clear();
+        self.by_content.clear();
+        self.lookup = None;
+        self.generation += 1;
     }
 
     /// Drops the snapshots that neither are in force nor in `used`; gives their ids.
-    pub fn release(&mut self, used: &std::collections::BTreeSet<Arc<str>>) -> Vec<Arc<str>> {
+    pub fn release(&mut self, used: &BTreeSet<Arc<str>>) -> Vec<Arc<str>> {
         let current = Arc::clone(self.current.id());
         let gone: Vec<Arc<str>> =
             self.snapshots.keys().filter(|id| ***id != *current && !used.contains(*id)).cloned().collect();
@@ -131,9 +156,9 @@ impl LimitSets {
         self.sets.get(number as usize)
     }
 
-    /// Every set so far, by number.
-    pub fn sets(&self) -> &[Arc<Set>] {
-        &self.sets
+    /// Every set since they were last dropped, by number, and how often that was.
+    pub fn sets(&self) -> (&[Arc<Set>], u64) {
+        (&self.sets, self.generation)
     }
 
     /// Whether a limit's being active depends on the time.
@@ -190,13 +215,19 @@ impl LimitSets {
         self.intern(combination, set)
     }
 
-    /// The `limits` table.
-    pub fn lookup(&mut self) -> Result<RecordBatch, datafusion::arrow::error::ArrowError> {
+    /// The `limits` table: at least the rows of the sets `used`.
+    pub fn lookup(
+        &mut self,
+        used: impl Iterator<Item = u32>,
+    ) -> Result<RecordBatch, datafusion::arrow::error::ArrowError> {
         if let Some(batch) = &self.lookup {
             return Ok(batch.clone());
         }
-        let rows: Vec<(u32, i32, &EffectiveLimit)> = (0u32..)
-            .zip(&self.sets)
+        let whole = self.sets.len() <= WHOLE;
+        let used: BTreeSet<u32> = if whole { (0..self.sets.len() as u32).collect() } else { used.collect() };
+        let rows: Vec<(u32, i32, &EffectiveLimit)> = used
+            .into_iter()
+            .filter_map(|number| Some((number, self.sets.get(number as usize)?)))
             .flat_map(|(n, s)| (0i32..).zip(&s.limits).map(move |(i, l)| (n, i, &**l)))
             .collect();
         let amounts = |f: fn(&EffectiveLimit) -> i128| -> Result<ArrayRef, _> {
@@ -222,7 +253,9 @@ impl LimitSets {
                 texts(|l| l.on_breach.as_str()),
             ],
         )?;
-        self.lookup = Some(batch.clone());
+        if whole {
+            self.lookup = Some(batch.clone());
+        }
         Ok(batch)
     }
 
@@ -232,7 +265,11 @@ impl LimitSets {
 
     fn intern(&mut self, combination: Combination, set: LimitSet) -> u32 {
         let limits: Vec<Arc<EffectiveLimit>> = set.limits;
-        let same = self.sets.iter().position(|s| s.limits == limits && s.ambiguous == set.ambiguous);
+        let content = content(&limits);
+        let alike = self.by_content.entry(content).or_default();
+        let same = alike.iter().copied().find(|number| {
+            self.sets.get(*number as usize).is_some_and(|s| s.limits == limits && s.ambiguous == set.ambiguous)
+        });
         let number = same.unwrap_or_else(|| {
             let mut floors = vec![None; self.metrics.len()];
             for limit in &limits {
@@ -243,15 +280,26 @@ impl LimitSets {
             }
             self.sets.push(Arc::new(Set { limits, floors, ambiguous: set.ambiguous }));
             self.lookup = None;
-            self.sets.len() - 1
+            let number = u32::try_from(self.sets.len() - 1).unwrap_or(u32::MAX);
+            alike.push(number);
+            number
         });
         if self.known.len() >= REMEMBERED {
             self.known.clear();
         }
-        let number = u32::try_from(number).unwrap_or(u32::MAX);
         self.known.insert(combination, number);
         number
     }
+}
+
+/// Equal for equal limits; tells nearly all others apart.
+fn content(limits: &[Arc<EffectiveLimit>]) -> u64 {
+    let mut hasher = FxHasher::default();
+    for l in limits {
+        (&l.metric, &l.policy_tenant, &l.policy_id, &l.limit_id, l.policy_version, &l.snapshot_id).hash(&mut hasher);
+        (l.max.0, l.near_at.0).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 fn active(snapshot: &Snapshot, at: Option<Micros>) -> Vec<u64> {

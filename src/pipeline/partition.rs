@@ -23,6 +23,7 @@ use crate::pipeline::clocks::{Clocks, EndClock};
 use crate::pipeline::intake::{self, InputNames, Own, Rows};
 use crate::pipeline::judge::{self, Item, MetricPlan};
 use crate::pipeline::limits::{LimitSets, MetricInfo};
+use crate::pipeline::overflow;
 use crate::pipeline::runs::{Bound, RunTable, Seen};
 use crate::pipeline::watcher::{GroupCache, Watcher};
 use crate::policy::{Mode, Scope, Snapshot};
@@ -42,6 +43,8 @@ pub struct Settings {
     pub snapshot: Arc<Snapshot>,
     /// How windows are kept.
     pub stream: crate::stream::Settings,
+    /// How long runs are remembered after their last event, µs.
+    pub run_retention: Micros,
     /// How records are decoded.
     pub decoder: Arc<crate::telemetry::Settings>,
     /// `[time] dedup-horizon`, µs, and the cap on ids held.
@@ -94,6 +97,8 @@ pub struct Counts {
     pub early: Vec<u64>,
     /// Rows of runs that no policy covers.
     pub uncovered: u64,
+    /// Rows some windows refused because their tenant has too many live keys.
+    pub overflow_rows: u64,
 }
 
 /// A partition's state.
@@ -174,7 +179,7 @@ impl Partition {
             levels: Levels::default(),
             correlation,
             interventions: Interventions::default(),
-            runs: RunTable::default(),
+            runs: RunTable::new(settings.run_retention, settings.stream.max_live_keys),
             clocks: Clocks::default(),
             meta: Meta { snapshot: snapshot.id().to_string(), ..Meta::default() },
             dedup: Dedup::new(settings.dedup.0, settings.dedup.1),
@@ -201,7 +206,12 @@ impl Partition {
         step.counts.early = vec![0; self.plans.len()];
         let now = if self.settings.event_clock { Wall(self.meta.now) } else { Wall(input.now.0.max(self.meta.now)) };
         self.meta.now = now.0;
-        self.meta.end.step(now, !self.settings.event_clock && at_end(&input.inputs));
+        let tick = self.meta.end.step(now, !self.settings.event_clock && at_end(&input.inputs));
+        if self.limits.crowded() {
+            self.limits.start_over();
+            self.runs.rebind();
+            self.groups.forget();
+        }
         let mut entries = Vec::new();
         if !input.replaying {
             self.adopt_snapshot(now, &mut step, &mut entries);
@@ -214,10 +224,11 @@ impl Partition {
                 Input::Telemetry | Input::Repartition => {}
             }
         }
-        let idle = self.clocks.idle(self.settings.idle_timeout, &self.meta.end);
+        let idle = if tick { self.clocks.idle(self.settings.idle_timeout, &self.meta.end) } else { Vec::new() };
         for (tenant, clock) in &idle {
             let watermark = clock.saturating_sub(self.settings.stream.lateness);
             self.dedup.expire(tenant, watermark);
+            self.runs.expire(tenant, *clock);
             let output =
                 self.engine.advance(tenant, watermark).map_err(|e| core_error("cannot advance the windows")(&e))?;
             self.decide(output, &Around::none(now), &mut step, &mut entries)?;
@@ -245,6 +256,11 @@ impl Partition {
         &self.engine
     }
 
+    /// Runs and event ids forgotten before their time because of the bounds, since the start.
+    pub fn forgotten(&self) -> (u64, u64) {
+        (self.runs.forgotten(), self.dedup.forgotten())
+    }
+
     /// The limit sets, to look at.
     pub fn limits(&self) -> &LimitSets {
         &self.limits
@@ -253,7 +269,7 @@ impl Partition {
     /// Wall time at which a step without input would close something.
     pub fn deadline(&self) -> Option<Wall> {
         let since = self.meta.end.since?;
-        let waits = self.engine.stats().queries.iter().any(|q| q.open > 0) || !self.correlation.is_empty();
+        let waits = self.engine.is_open() || !self.correlation.is_empty();
         waits.then(|| Wall(since.saturating_add(crate::clock::SECOND)))
     }
 
@@ -350,9 +366,6 @@ impl Partition {
         let tenants: BTreeSet<Arc<str>> = std::mem::take(&mut around.tenants);
         for tenant in tenants {
             self.clocks.touch(&tenant);
-            if let Some(clock) = self.clocks.highest(&tenant) {
-                self.runs.expire(&tenant, clock);
-            }
         }
         Ok(())
     }
@@ -370,7 +383,8 @@ impl Partition {
         around.run_sets.reserve(count);
         for row in 0..count {
             let (tenant, time) = (rows.tenant.value(row), rows.time.value(row));
-            around.clocks.push(self.clocks.hear(tenant, time, &self.meta.end));
+            let clock = self.clocks.hear(tenant, time, &self.meta.end);
+            around.clocks.push(clock);
             if self.settings.event_clock {
                 self.meta.now = self.meta.now.max(time);
                 around.row_now.push(self.meta.now);
@@ -388,6 +402,7 @@ impl Partition {
                 run: run_id,
                 event_type: intake::get(types, row).unwrap_or_default(),
                 time,
+                clock,
                 fields: fields.map(|c| intake::get(c, row)),
             };
             let (bound, run) = self.runs.observe(seen, &snapshot);
@@ -402,12 +417,17 @@ impl Partition {
             };
             if bound == Bound::Changed {
                 around.changed.insert((tenant.into(), run_id.into()));
-                self.groups.forget();
+                for (key_set, group) in std::mem::take(&mut run.groups) {
+                    self.groups.free(key_set as usize, group);
+                }
             }
             if self.limits.get(set).is_none_or(|s| s.limits.is_empty()) {
                 step.counts.uncovered += 1;
             }
             around.run_sets.push(set);
+        }
+        for (key_set, group) in self.runs.take_left() {
+            self.groups.free(key_set as usize, group);
         }
         around
     }
@@ -421,6 +441,12 @@ impl Partition {
         entries: &mut Vec<Entry>,
     ) -> Result<(), CoreError> {
         let failed = core_error("cannot decide");
+        step.counts.overflow_rows += output.refused.len() as u64;
+        for overflow in &output.overflows {
+            let at = around.row_now.get(overflow.at as usize).map_or(around.now, |at| Wall(*at));
+            let said = overflow::audit(overflow, self.settings.stream.max_live_keys, at);
+            step.decisions.push(Decision::Audit(Box::new(said)));
+        }
         let mut items = Vec::new();
         for trace in &output.traces {
             judge::items(&trace.steps, trace.query, &self.plans[trace.query], false, &mut items)

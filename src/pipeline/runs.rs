@@ -1,7 +1,8 @@
 //! What a partition knows of its runs: who they belong to and which snapshots they are bound to (P5).
 //!
 //! A run binds each policy at that policy's binding moment: `run.started`, `run.first_token`, or each step; without the event,
-//! at first sight. A run is forgotten 24 hours of its tenant's event time after its last event.
+//! at first sight. A run is forgotten so long of its tenant's event time after its last event (`[limits] run-retention`), to
+//! the hour; a tenant with more than its most (`live-keys`) forgets those that were silent longest, counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,8 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, SECOND};
 
-/// How long a silent or ended run is remembered.
-const KEPT: Micros = 24 * 3600 * SECOND;
 /// End markers remembered per run.
 const ENDS: usize = 16;
 /// Granularity of forgetting.
@@ -57,6 +56,9 @@ pub struct Run {
     /// Interned arbitration of the moment; not state, found again after a restart.
     #[serde(skip)]
     pub limit_set: Option<u32>,
+    /// (key set, group) under which that is remembered elsewhere; as little state as that.
+    #[serde(skip)]
+    pub groups: Vec<(u32, u32)>,
 }
 
 /// One row's view of its run.
@@ -70,6 +72,8 @@ pub struct Seen<'a> {
     pub event_type: &'a str,
     /// Event time.
     pub time: Micros,
+    /// The tenant's highest event time, this row's included.
+    pub clock: Micros,
     /// Project, agent, key, human, provider.
     pub fields: [Option<&'a str>; 5],
 }
@@ -91,29 +95,93 @@ pub type RunKey = (Box<str>, Box<str>);
 type Runs = HashMap<Box<str>, Run, FxBuildHasher>;
 
 /// All runs of a partition.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RunTable {
+    retention: Micros,
+    most: usize,
     tenants: HashMap<Box<str>, Tenant, FxBuildHasher>,
-    dirty: BTreeSet<(Box<str>, Box<str>)>,
+    dirty: BTreeSet<RunKey>,
+    /// What runs that were forgotten left remembered elsewhere.
+    left: Vec<(u32, u32)>,
+    forgotten: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tenant {
     runs: Runs,
-    /// Hour of the tenant's clock → runs that may have expired by then.
-    expiry: BTreeMap<i64, Vec<Box<str>>>,
+    /// Hour of a last event, or an earlier one → runs.
+    expiry: BTreeMap<i64, BTreeSet<Box<str>>>,
+    /// Nothing expires before the tenant's clock shows this.
+    due: Micros,
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self { runs: Runs::default(), expiry: BTreeMap::new(), due: Micros::MAX }
+    }
+}
+
+impl Tenant {
+    /// Takes out the run that was silent longest (of those of one hour, the first by name), or, with a clock, every one whose
+    /// time has come.
+    fn forget(&mut self, clock: Option<Micros>, retention: Micros, gone: &mut dyn FnMut(Box<str>, Run)) {
+        while let Some(mut entry) = self.expiry.first_entry() {
+            let hour = *entry.key();
+            if clock.is_some_and(|clock| expires(hour, retention) > clock) {
+                break;
+            }
+            let id = entry.get_mut().pop_first();
+            if entry.get().is_empty() {
+                entry.remove();
+            }
+            let Some((id, run)) = id.and_then(|id| self.runs.remove_entry(&id)) else { continue };
+            if bucket(run.last) > hour {
+                self.expiry.entry(bucket(run.last)).or_default().insert(id.clone());
+                self.runs.insert(id, run);
+                continue;
+            }
+            gone(id, run);
+            if clock.is_none() {
+                break;
+            }
+        }
+        self.due = self.expiry.first_key_value().map_or(Micros::MAX, |(hour, _)| expires(*hour, retention));
+    }
+}
+
+impl Default for RunTable {
+    fn default() -> Self {
+        Self::new(24 * 3600 * SECOND, usize::MAX)
+    }
 }
 
 impl RunTable {
+    /// Runs are remembered for `retention` µs of their tenant's event time, at most `most` of a tenant.
+    pub fn new(retention: Micros, most: usize) -> Self {
+        Self { retention, most, tenants: HashMap::default(), dirty: BTreeSet::new(), left: Vec::new(), forgotten: 0 }
+    }
+
     /// Takes one row; `snapshot` is in force.
     pub fn observe(&mut self, seen: Seen<'_>, snapshot: &Arc<str>) -> (Bound, &mut Run) {
+        self.expire(seen.tenant, seen.clock);
+        let (retention, dirty, left) = (self.retention, &mut self.dirty, &mut self.left);
         let tenant = self.tenants.entry_ref(seen.tenant).or_default();
+        if tenant.runs.len() >= self.most && !tenant.runs.contains_key(seen.run) {
+            self.forgotten += 1;
+            tenant.forget(None, retention, &mut |id, run| {
+                left.extend(run.groups);
+                dirty.insert((seen.tenant.into(), id));
+            });
+        }
         let mut bound = Bound::Same;
-        let run = match tenant.runs.entry_ref(seen.run) {
+        let Tenant { runs, expiry, due } = tenant;
+        let run = match runs.entry_ref(seen.run) {
             hashbrown::hash_map::EntryRef::Occupied(entry) => entry.into_mut(),
             hashbrown::hash_map::EntryRef::Vacant(entry) => {
                 bound = Bound::New;
-                tenant.expiry.entry(bucket(seen.time)).or_default().push(seen.run.into());
+                let hour = bucket(seen.time);
+                expiry.entry(hour).or_default().insert(seen.run.into());
+                *due = (*due).min(expires(hour, retention));
                 entry.insert(Run {
                     fields: Fields::default(),
                     run_start: Arc::clone(snapshot),
@@ -122,6 +190,7 @@ impl RunTable {
                     last: seen.time,
                     ends: BTreeSet::new(),
                     limit_set: None,
+                    groups: Vec::new(),
                 })
             }
         };
@@ -179,8 +248,19 @@ impl RunTable {
         for tenant in self.tenants.values_mut() {
             for run in tenant.runs.values_mut() {
                 run.limit_set = None;
+                run.groups = Vec::new();
             }
         }
+    }
+
+    /// What was remembered of runs that are forgotten by now, as (key set, group).
+    pub fn take_left(&mut self) -> Vec<(u32, u32)> {
+        std::mem::take(&mut self.left)
+    }
+
+    /// Runs forgotten before their time because their tenant had too many, since the start.
+    pub const fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// Ids of the snapshots that some run is bound to.
@@ -189,24 +269,19 @@ impl RunTable {
         runs.flat_map(|r| [Arc::clone(&r.run_start), Arc::clone(&r.first_token)]).collect()
     }
 
-    /// Forgets what has been silent for 24 hours at `clock`, the tenant's highest event time.
+    /// Forgets the tenant's runs whose time has come at `clock`, its highest event time.
     pub fn expire(&mut self, tenant: &str, clock: Micros) {
         let Some(state) = self.tenants.get_mut(tenant) else { return };
-        while let Some(entry) = state.expiry.first_entry() {
-            if entry.key().saturating_mul(BUCKET).saturating_add(KEPT + BUCKET) > clock {
-                break;
-            }
-            let (hour, runs) = entry.remove_entry();
-            for id in runs {
-                let Some(run) = state.runs.get(&id) else { continue };
-                let now_in = bucket(run.last);
-                if now_in > hour {
-                    state.expiry.entry(now_in).or_default().push(id);
-                } else {
-                    state.runs.remove(&id);
-                    self.dirty.insert((tenant.into(), id));
-                }
-            }
+        if clock < state.due {
+            return;
+        }
+        let (dirty, left) = (&mut self.dirty, &mut self.left);
+        state.forget(Some(clock), self.retention, &mut |id, run| {
+            left.extend(run.groups);
+            dirty.insert((tenant.into(), id));
+        });
+        if state.runs.is_empty() {
+            self.tenants.remove(tenant);
         }
     }
 
@@ -242,7 +317,9 @@ impl RunTable {
     /// Takes a run back.
     pub fn restore(&mut self, tenant: &str, id: &str, run: Run) {
         let state = self.tenants.entry_ref(tenant).or_default();
-        state.expiry.entry(bucket(run.last)).or_default().push(id.into());
+        let hour = bucket(run.last);
+        state.expiry.entry(hour).or_default().insert(id.into());
+        state.due = state.due.min(expires(hour, self.retention));
         state.runs.insert(id.into(), run);
     }
 }
@@ -255,6 +332,11 @@ impl Bound {
 
 fn bucket(time: Micros) -> i64 {
     time.div_euclid(BUCKET)
+}
+
+/// Clock at which runs with their last event in an hour are forgotten.
+fn expires(hour: i64, retention: Micros) -> Micros {
+    hour.saturating_add(1).saturating_mul(BUCKET).saturating_add(retention)
 }
 
 /// Takes over what the row says; fields it leaves out stay. True when something changed.
@@ -283,7 +365,7 @@ mod tests {
     use super::*;
 
     fn seen<'a>(event_type: &'a str, time: Micros, agent: Option<&'a str>) -> Seen<'a> {
-        Seen { tenant: "t", run: "r", event_type, time, fields: [None, agent, None, None, None] }
+        Seen { tenant: "t", run: "r", event_type, time, clock: time, fields: [None, agent, None, None, None] }
     }
 
     #[test]
@@ -310,5 +392,40 @@ mod tests {
         assert!(table.is_empty());
         let changes = table.take_changes();
         assert!(matches!(changes.as_slice(), [(_, None)]), "a tombstone is due: {changes:?}");
+    }
+
+    #[test]
+    fn a_tenant_with_too_many_runs_forgets_those_silent_longest_also_after_a_restore() {
+        let hour = |h: i64| h * 3600 * SECOND;
+        let a: Arc<str> = "a".into();
+        let row = |run, at| Seen { run, ..seen("run.step", hour(at), None) };
+        let mut table = RunTable::new(hour(24), 3);
+        for (run, at) in [("x", 0), ("b", 1), ("c", 1), ("x", 2)] {
+            table.observe(row(run, at), &a);
+        }
+        let mut again = RunTable::new(hour(24), 3);
+        for ((tenant, id), run) in table.take_changes() {
+            again.restore(&tenant, &id, run.unwrap().clone());
+        }
+        for table in [&mut table, &mut again] {
+            table.get_mut("t", "b").unwrap().groups.push((1, 7));
+            table.observe(row("d", 2), &a);
+            let known = ["b", "c", "d", "x"].map(|id| table.get("t", id).is_some());
+            assert_eq!(known, [false, true, true, true], "x spoke later, c comes after b");
+            assert_eq!((table.forgotten(), table.take_left()), (1, vec![(1, 7)]));
+            assert_eq!(table.observe(row("x", 2), &a).0, Bound::Same);
+            assert_eq!(table.len(), 3);
+        }
+    }
+
+    #[test]
+    fn retention_is_what_it_is_set_to_and_a_tenant_without_runs_takes_no_room() {
+        let mut table = RunTable::new(60 * SECOND, usize::MAX);
+        let a: Arc<str> = "a".into();
+        table.observe(seen("run.step", 0, None), &a);
+        table.expire("t", 3600 * SECOND);
+        assert_eq!(table.len(), 1, "to the hour");
+        table.expire("t", 3660 * SECOND);
+        assert!(table.is_empty() && table.tenants.is_empty());
     }
 }

@@ -4,12 +4,12 @@
 //! engine's dense group id, keeps them off the threshold SQL.
 
 use datafusion::arrow::array::Array;
-use hashbrown::HashSet;
+use hashbrown::{Equivalent, HashSet};
 
 use crate::decide::levels::{Levels, Shape};
 use crate::pipeline::judge::{self, MetricPlan};
 use crate::pipeline::limits::LimitSets;
-use crate::pipeline::runs::RunTable;
+use crate::pipeline::runs::{RunKey, RunTable};
 use crate::policy::Scope;
 use crate::stream::{QueryRows, Watch};
 
@@ -60,6 +60,16 @@ impl GroupCache {
     }
 }
 
+/// Tenant and run, to look for a [`crate::pipeline::runs::RunKey`].
+#[derive(Hash)]
+struct RunRef<'a>(&'a str, &'a str);
+
+impl Equivalent<RunKey> for RunRef<'_> {
+    fn equivalent(&self, key: &RunKey) -> bool {
+        *self.0 == *key.0 && *self.1 == *key.1
+    }
+}
+
 /// Chooses what is traced during one push.
 pub struct Watcher<'a> {
     /// Per query.
@@ -104,7 +114,7 @@ impl Watcher<'_> {
                         continue;
                     };
                     let Some(number) = self.find(plan, tenant, id) else { continue };
-                    self.groups.put(rows.query, group, number);
+                    self.remember(rows.query, group, number, plan, tenant, id);
                     number
                 }
             };
@@ -135,7 +145,19 @@ impl Watcher<'_> {
 
     fn is_changed(&self, plan: &MetricPlan, tenant: Option<&str>, id: Option<&str>) -> bool {
         let (Some(tenant), Some(id)) = (tenant, id) else { return false };
-        plan.scope == Scope::Run && self.changed.iter().any(|(t, r)| **t == *tenant && **r == *id)
+        plan.scope == Scope::Run && self.changed.contains(&RunRef(tenant, id))
+    }
+
+    /// Remembers the limit set of a group; a run knows where, so that it can be forgotten when the run's terms change.
+    fn remember(&mut self, query: usize, group: u32, number: u32, plan: &MetricPlan, tenant: &str, id: &str) {
+        self.groups.put(query, group, number);
+        if plan.scope == Scope::Run
+            && let Some(key_set) = self.groups.key_sets.get(query).and_then(|k| u32::try_from(*k).ok())
+            && let Some(run) = self.runs.get_mut(tenant, id)
+            && !run.groups.contains(&(key_set, group))
+        {
+            run.groups.push((key_set, group));
+        }
     }
 
     /// Active times are left out here: a limit that is not active at the moment still has its NEAR line.

@@ -6,9 +6,11 @@
     reason = "a test that cannot go on should say so and fail"
 )]
 
+mod bounds;
 mod demo_traffic;
 mod determinism;
 mod end_to_end;
+mod kafka_bounds;
 mod kafka_mock;
 mod kafka_real;
 mod manual;
