@@ -580,7 +580,7 @@ fn limits(s: &mut Section<'_, '_>) -> Limits {
     Limits {
         record_bytes: s.number("record-bytes", MIB, 1_024..=64 * MIB),
         nesting_depth: s.number("nesting-depth", 16, 1..=100),
-        live_keys: s.number("live-keys", 200_000, 1..=100_000_000),
+        live_keys: s.number("live-keys", 1_000_000, 1..=100_000_000),
         dedup_ids: s.number("dedup-ids", 4_000_000, 1_000..=1_000_000_000),
         list_state_bytes: s.number("list-state-bytes", 65_536, 1_024..=64 * MIB),
         step_records: s.number("step-records", 8_192, 1..=1_000_000),

@@ -305,3 +305,75 @@ fn content(limits: &[Arc<EffectiveLimit>]) -> u64 {
 fn active(snapshot: &Snapshot, at: Option<Micros>) -> Vec<u64> {
     at.map(|at| snapshot.active_at(at)).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One policy for each of `count` agents, and one for all runs.
+    fn sets(count: usize) -> LimitSets {
+        let mut yaml =
+            "id: all\nname: All\nlimits:\n  - {id: t, limit_type: TOKENS_PER_RUN, metric: run_tokens, max: 9}\n"
+                .to_owned();
+        for n in 0..count {
+            yaml += &format!(
+                "---\nid: p{n}\nname: P\nscope: {{who: AGENT, ids: [a{n}]}}\nlimits:\n  - {{id: m, limit_type: \
+                 TOKENS_PER_MINUTE, metric: agent_tokens, max: {}}}\n",
+                n + 1
+            );
+        }
+        let policies = crate::policy::parse("p.yaml", &yaml).unwrap();
+        let snapshot = Snapshot::new(policies, BTreeMap::new(), "", "");
+        let metric = |name: &str, scope| MetricInfo { name: name.into(), scope };
+        LimitSets::new(vec![metric("agent_tokens", Scope::Agent), metric("run_tokens", Scope::Run)], Arc::new(snapshot))
+    }
+
+    fn numbers(batch: &RecordBatch) -> BTreeSet<u32> {
+        let column = batch.column(0).as_any().downcast_ref::<UInt32Array>().unwrap();
+        column.values().iter().copied().collect()
+    }
+
+    #[test]
+    fn equal_limits_share_a_number_and_others_do_not() {
+        let mut sets = sets(2);
+        let of = |sets: &mut LimitSets, tenant: &str, agent: &str| sets.of_group(Scope::Agent, tenant, agent, None);
+        let first = of(&mut sets, "t", "a0");
+        assert_eq!(of(&mut sets, "t", "a0"), first);
+        assert_eq!(of(&mut sets, "other", "a0"), first, "the same limits, whoever's they are");
+        let second = of(&mut sets, "t", "a1");
+        assert_ne!(second, first);
+        let none = of(&mut sets, "t", "stranger");
+        assert_eq!(sets.get(none).map(|s| s.limits.len()), Some(0));
+        assert_eq!(
+            numbers(&sets.lookup([first].into_iter()).unwrap()),
+            [first, second].into(),
+            "few sets: the whole table"
+        );
+    }
+
+    #[test]
+    fn beyond_a_few_sets_the_table_holds_what_is_asked_for() {
+        let mut sets = sets(WHOLE + 10);
+        let all: Vec<u32> = (0..WHOLE + 10).map(|n| sets.of_group(Scope::Agent, "t", &format!("a{n}"), None)).collect();
+        let table = sets.lookup([all[3], all[200], all[3], u32::MAX].into_iter()).unwrap();
+        assert_eq!((numbers(&table), table.num_rows()), ([all[3], all[200]].into(), 2));
+        assert_eq!(
+            numbers(&sets.lookup([all[4]].into_iter()).unwrap()),
+            [all[4]].into(),
+            "nothing is left of the last"
+        );
+    }
+
+    #[test]
+    fn after_starting_over_sets_are_found_anew() {
+        let mut sets = sets(3);
+        let generation = sets.sets().1;
+        let old = sets.of_group(Scope::Agent, "t", "a2", None);
+        let limits = sets.get(old).unwrap().limits.clone();
+        assert!(!sets.crowded());
+        sets.start_over();
+        assert!(sets.get(old).is_none() && sets.sets().1 > generation);
+        let new = sets.of_group(Scope::Agent, "t", "a2", None);
+        assert_eq!(sets.get(new).unwrap().limits, limits);
+    }
+}

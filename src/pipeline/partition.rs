@@ -27,7 +27,7 @@ use crate::pipeline::overflow;
 use crate::pipeline::runs::{Bound, RunTable, Seen};
 use crate::pipeline::watcher::{GroupCache, Watcher};
 use crate::policy::{Mode, Scope, Snapshot};
-use crate::stream::{Emit, Engine, Metric, Output, Query};
+use crate::stream::{Emit, Engine, Metric, Output, Query, Window};
 use crate::telemetry::schema::col;
 use crate::telemetry::{Batch, DeadLetter, Decoder, Dedup, Reason, redacted_json};
 
@@ -153,6 +153,16 @@ pub fn scope_of(scope: crate::stream::Scope) -> Scope {
     Scope::parse(scope.name()).unwrap_or(Scope::Tenant)
 }
 
+/// How long runs are remembered: at least until every window of theirs has closed, whatever is asked for.
+fn run_retention(settings: &Settings) -> Micros {
+    let gap = |m: &Arc<Metric>| match m.query.window() {
+        Window::Session { gap } | Window::SessionUntil { gap } => *gap,
+        Window::Tumble { .. } | Window::Hop { .. } => 0,
+    };
+    let longest = settings.metrics.iter().map(gap).max().unwrap_or_default();
+    settings.run_retention.max(longest.saturating_add(settings.stream.lateness))
+}
+
 fn core_error(context: &'static str) -> impl Fn(&dyn std::fmt::Display) -> CoreError {
     move |e| CoreError { context, message: e.to_string() }
 }
@@ -179,7 +189,7 @@ impl Partition {
             levels: Levels::default(),
             correlation,
             interventions: Interventions::default(),
-            runs: RunTable::new(settings.run_retention, settings.stream.max_live_keys),
+            runs: RunTable::new(run_retention(&settings), settings.stream.max_live_keys.saturating_mul(2)),
             clocks: Clocks::default(),
             meta: Meta { snapshot: snapshot.id().to_string(), ..Meta::default() },
             dedup: Dedup::new(settings.dedup.0, settings.dedup.1),
@@ -238,6 +248,7 @@ impl Partition {
             let output = self.engine.close_all().map_err(|e| core_error("cannot close the windows")(&e))?;
             self.decide(output, &Around::none(Wall(self.meta.now)), &mut step, &mut entries)?;
         }
+        self.runs.settle();
         let clocks = &self.clocks;
         let clock_of = |tenant: &str| {
             let idled = idle.iter().find(|(t, _)| **t == *tenant).map(|(_, c)| *c);
@@ -339,7 +350,7 @@ impl Partition {
         let mut watcher = Watcher {
             plans: &self.plans,
             limits: &mut self.limits,
-            runs: &mut self.runs,
+            run_sets: &around.run_sets,
             levels: &self.levels,
             groups: &mut self.groups,
             changed: &around.changed,
@@ -417,17 +428,11 @@ impl Partition {
             };
             if bound == Bound::Changed {
                 around.changed.insert((tenant.into(), run_id.into()));
-                for (key_set, group) in std::mem::take(&mut run.groups) {
-                    self.groups.free(key_set as usize, group);
-                }
             }
             if self.limits.get(set).is_none_or(|s| s.limits.is_empty()) {
                 step.counts.uncovered += 1;
             }
             around.run_sets.push(set);
-        }
-        for (key_set, group) in self.runs.take_left() {
-            self.groups.free(key_set as usize, group);
         }
         around
     }

@@ -2,12 +2,13 @@
 //!
 //! A run binds each policy at that policy's binding moment: `run.started`, `run.first_token`, or each step; without the event,
 //! at first sight. A run is forgotten so long of its tenant's event time after its last event (`[limits] run-retention`), to
-//! the hour; a tenant with more than its most (`live-keys`) forgets those that were silent longest, counted.
+//! the hour; a tenant with more than its most forgets those that were silent longest, counted. What a row makes forgotten is
+//! still there for the decisions of its step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{Equivalent, HashMap};
 use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
@@ -56,9 +57,6 @@ pub struct Run {
     /// Interned arbitration of the moment; not state, found again after a restart.
     #[serde(skip)]
     pub limit_set: Option<u32>,
-    /// (key set, group) under which that is remembered elsewhere; as little state as that.
-    #[serde(skip)]
-    pub groups: Vec<(u32, u32)>,
 }
 
 /// One row's view of its run.
@@ -92,6 +90,16 @@ pub enum Bound {
 /// Tenant and run.
 pub type RunKey = (Box<str>, Box<str>);
 
+/// Tenant and run, to look for a [`RunKey`].
+#[derive(Hash)]
+pub struct RunRef<'a>(pub &'a str, pub &'a str);
+
+impl Equivalent<RunKey> for RunRef<'_> {
+    fn equivalent(&self, key: &RunKey) -> bool {
+        *self.0 == *key.0 && *self.1 == *key.1
+    }
+}
+
 type Runs = HashMap<Box<str>, Run, FxBuildHasher>;
 
 /// All runs of a partition.
@@ -101,8 +109,8 @@ pub struct RunTable {
     most: usize,
     tenants: HashMap<Box<str>, Tenant, FxBuildHasher>,
     dirty: BTreeSet<RunKey>,
-    /// What runs that were forgotten left remembered elsewhere.
-    left: Vec<(u32, u32)>,
+    /// Forgotten in this step.
+    gone: HashMap<RunKey, Run, FxBuildHasher>,
     forgotten: u64,
 }
 
@@ -158,19 +166,26 @@ impl Default for RunTable {
 impl RunTable {
     /// Runs are remembered for `retention` µs of their tenant's event time, at most `most` of a tenant.
     pub fn new(retention: Micros, most: usize) -> Self {
-        Self { retention, most, tenants: HashMap::default(), dirty: BTreeSet::new(), left: Vec::new(), forgotten: 0 }
+        Self {
+            retention,
+            most,
+            tenants: HashMap::default(),
+            dirty: BTreeSet::new(),
+            gone: HashMap::default(),
+            forgotten: 0,
+        }
     }
 
     /// Takes one row; `snapshot` is in force.
     pub fn observe(&mut self, seen: Seen<'_>, snapshot: &Arc<str>) -> (Bound, &mut Run) {
         self.expire(seen.tenant, seen.clock);
-        let (retention, dirty, left) = (self.retention, &mut self.dirty, &mut self.left);
+        let (retention, dirty, gone) = (self.retention, &mut self.dirty, &mut self.gone);
         let tenant = self.tenants.entry_ref(seen.tenant).or_default();
         if tenant.runs.len() >= self.most && !tenant.runs.contains_key(seen.run) {
             self.forgotten += 1;
             tenant.forget(None, retention, &mut |id, run| {
-                left.extend(run.groups);
-                dirty.insert((seen.tenant.into(), id));
+                dirty.insert((seen.tenant.into(), id.clone()));
+                gone.insert((seen.tenant.into(), id), run);
             });
         }
         let mut bound = Bound::Same;
@@ -178,7 +193,9 @@ impl RunTable {
         let run = match runs.entry_ref(seen.run) {
             hashbrown::hash_map::EntryRef::Occupied(entry) => entry.into_mut(),
             hashbrown::hash_map::EntryRef::Vacant(entry) => {
-                bound = Bound::New;
+                // one that this very batch made forgotten has rows under other terms in it
+                let again = !gone.is_empty() && gone.contains_key(&RunRef(seen.tenant, seen.run));
+                bound = if again { Bound::Changed } else { Bound::New };
                 let hour = bucket(seen.time);
                 expiry.entry(hour).or_default().insert(seen.run.into());
                 *due = (*due).min(expires(hour, retention));
@@ -190,11 +207,10 @@ impl RunTable {
                     last: seen.time,
                     ends: BTreeSet::new(),
                     limit_set: None,
-                    groups: Vec::new(),
                 })
             }
         };
-        let mut touched = bound == Bound::New;
+        let mut touched = bound != Bound::Same;
         match seen.event_type {
             "run.started" if run.run_start != *snapshot => {
                 run.run_start = Arc::clone(snapshot);
@@ -233,14 +249,10 @@ impl RunTable {
         (bound, run)
     }
 
-    /// The run, if it is known.
+    /// The run, if it is known, or was when this step began.
     pub fn get(&self, tenant: &str, run: &str) -> Option<&Run> {
-        self.tenants.get(tenant)?.runs.get(run)
-    }
-
-    /// The run, to note its limit set.
-    pub fn get_mut(&mut self, tenant: &str, run: &str) -> Option<&mut Run> {
-        self.tenants.get_mut(tenant)?.runs.get_mut(run)
+        let known = self.tenants.get(tenant).and_then(|t| t.runs.get(run));
+        known.or_else(|| if self.gone.is_empty() { None } else { self.gone.get(&RunRef(tenant, run)) })
     }
 
     /// Another snapshot is in force: every limit set is found anew.
@@ -248,14 +260,13 @@ impl RunTable {
         for tenant in self.tenants.values_mut() {
             for run in tenant.runs.values_mut() {
                 run.limit_set = None;
-                run.groups = Vec::new();
             }
         }
     }
 
-    /// What was remembered of runs that are forgotten by now, as (key set, group).
-    pub fn take_left(&mut self) -> Vec<(u32, u32)> {
-        std::mem::take(&mut self.left)
+    /// The step is decided: what it made forgotten is gone.
+    pub fn settle(&mut self) {
+        self.gone = HashMap::default();
     }
 
     /// Runs forgotten before their time because their tenant had too many, since the start.
@@ -275,10 +286,10 @@ impl RunTable {
         if clock < state.due {
             return;
         }
-        let (dirty, left) = (&mut self.dirty, &mut self.left);
+        let (dirty, gone) = (&mut self.dirty, &mut self.gone);
         state.forget(Some(clock), self.retention, &mut |id, run| {
-            left.extend(run.groups);
-            dirty.insert((tenant.into(), id));
+            dirty.insert((tenant.into(), id.clone()));
+            gone.insert((tenant.into(), id), run);
         });
         if state.runs.is_empty() {
             self.tenants.remove(tenant);
@@ -408,11 +419,12 @@ mod tests {
             again.restore(&tenant, &id, run.unwrap().clone());
         }
         for table in [&mut table, &mut again] {
-            table.get_mut("t", "b").unwrap().groups.push((1, 7));
             table.observe(row("d", 2), &a);
+            assert!(table.get("t", "b").is_some(), "until the step is decided");
+            table.settle();
             let known = ["b", "c", "d", "x"].map(|id| table.get("t", id).is_some());
             assert_eq!(known, [false, true, true, true], "x spoke later, c comes after b");
-            assert_eq!((table.forgotten(), table.take_left()), (1, vec![(1, 7)]));
+            assert_eq!(table.forgotten(), 1);
             assert_eq!(table.observe(row("x", 2), &a).0, Bound::Same);
             assert_eq!(table.len(), 3);
         }

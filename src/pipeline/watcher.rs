@@ -3,13 +3,13 @@
 //! Most groups are far below every limit: comparing with the lowest NEAR line of the group's limit set, remembered by the
 //! engine's dense group id, keeps them off the threshold SQL.
 
-use datafusion::arrow::array::Array;
-use hashbrown::{Equivalent, HashSet};
+use datafusion::arrow::array::{Array, StringArray};
+use hashbrown::HashSet;
 
 use crate::decide::levels::{Levels, Shape};
 use crate::pipeline::judge::{self, MetricPlan};
 use crate::pipeline::limits::LimitSets;
-use crate::pipeline::runs::{RunKey, RunTable};
+use crate::pipeline::runs::{RunKey, RunRef};
 use crate::policy::Scope;
 use crate::stream::{QueryRows, Watch};
 
@@ -60,30 +60,20 @@ impl GroupCache {
     }
 }
 
-/// Tenant and run, to look for a [`crate::pipeline::runs::RunKey`].
-#[derive(Hash)]
-struct RunRef<'a>(&'a str, &'a str);
-
-impl Equivalent<RunKey> for RunRef<'_> {
-    fn equivalent(&self, key: &RunKey) -> bool {
-        *self.0 == *key.0 && *self.1 == *key.1
-    }
-}
-
 /// Chooses what is traced during one push.
 pub struct Watcher<'a> {
     /// Per query.
     pub plans: &'a [MetricPlan],
     /// Limit sets.
     pub limits: &'a mut LimitSets,
-    /// Runs, for run-scope metrics.
-    pub runs: &'a mut RunTable,
+    /// Limit set of each row's run, for run-scope metrics.
+    pub run_sets: &'a [u32],
     /// Levels that are up.
     pub levels: &'a Levels,
     /// Remembered limit sets of groups.
     pub groups: &'a mut GroupCache,
     /// Runs whose terms changed in this batch: always traced, because each row is judged under its own terms.
-    pub changed: &'a HashSet<(Box<str>, Box<str>)>,
+    pub changed: &'a HashSet<RunKey>,
 }
 
 impl Watch for Watcher<'_> {
@@ -105,19 +95,7 @@ impl Watcher<'_> {
         let tenants = judge::texts(&rows.rows, "tenant_id");
         let scopes = judge::texts(&rows.rows, plan.scope.field());
         for row in 0..rows.rows.num_rows() {
-            let Some(&group) = rows.group.get(row) else { continue };
-            let known = self.groups.get(rows.query, group);
-            let number = match known {
-                Some(number) => number,
-                None => {
-                    let (Some(tenant), Some(id)) = (judge::text(tenants, row), judge::text(scopes, row)) else {
-                        continue;
-                    };
-                    let Some(number) = self.find(plan, tenant, id) else { continue };
-                    self.remember(rows.query, group, number, plan, tenant, id);
-                    number
-                }
-            };
+            let Some(number) = self.find(rows, row, plan, [tenants, scopes]) else { continue };
             let Some(floor) = self.limits.get(number).and_then(|s| s.floors.get(rows.query).copied().flatten()) else {
                 if !self.changed.is_empty()
                     && self.is_changed(plan, judge::text(tenants, row), judge::text(scopes, row))
@@ -148,27 +126,25 @@ impl Watcher<'_> {
         plan.scope == Scope::Run && self.changed.contains(&RunRef(tenant, id))
     }
 
-    /// Remembers the limit set of a group; a run knows where, so that it can be forgotten when the run's terms change.
-    fn remember(&mut self, query: usize, group: u32, number: u32, plan: &MetricPlan, tenant: &str, id: &str) {
-        self.groups.put(query, group, number);
-        if plan.scope == Scope::Run
-            && let Some(key_set) = self.groups.key_sets.get(query).and_then(|k| u32::try_from(*k).ok())
-            && let Some(run) = self.runs.get_mut(tenant, id)
-            && !run.groups.contains(&(key_set, group))
-        {
-            run.groups.push((key_set, group));
+    /// The limit set of a result's group. Active times are left out here: a limit that is not active at the moment still has
+    /// its NEAR line.
+    fn find(
+        &mut self,
+        rows: &QueryRows,
+        row: usize,
+        plan: &MetricPlan,
+        texts: [Option<&StringArray>; 2],
+    ) -> Option<u32> {
+        if plan.scope == Scope::Run {
+            return self.run_sets.get(*rows.at.get(row)? as usize).copied();
         }
-    }
-
-    /// Active times are left out here: a limit that is not active at the moment still has its NEAR line.
-    fn find(&mut self, plan: &MetricPlan, tenant: &str, id: &str) -> Option<u32> {
-        if plan.scope != Scope::Run {
-            return Some(self.limits.of_group(plan.scope, tenant, id, None));
+        let group = *rows.group.get(row)?;
+        if let Some(known) = self.groups.get(rows.query, group) {
+            return Some(known);
         }
-        let run = self.runs.get_mut(tenant, id)?;
-        if run.limit_set.is_none() {
-            run.limit_set = Some(self.limits.of_run(tenant, run, None));
-        }
-        run.limit_set
+        let [tenant, id] = texts.map(|column| judge::text(column, row));
+        let number = self.limits.of_group(plan.scope, tenant?, id?, None);
+        self.groups.put(rows.query, group, number);
+        Some(number)
     }
 }

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use runwarden::kafka::provision::{Broker as Admin, create_and_verify};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use runwarden::kafka::provision::{Broker as Admin, create_and_verify};
 use runwarden::kafka::{ClientSettings, Topics};
 
 /// A broker for the tests of this process to share, if there is one.
