@@ -46,7 +46,7 @@
 //! | `monotone` | whether a value can only rise |
 //! | `window`, `time` | window arithmetic, watermarks |
 //! | `keys`, `columns`, `pool`, `native` | ids of keys, columns of state, folding |
-//! | `budget` | how many keys a clock may hold |
+//! | `budget`, `admit` | how many keys a clock may hold, which rows are taken |
 //! | `panes`, `tree` | tumble and hop; long windows |
 //! | `sessions` | sessions and run windows under disorder |
 //! | `engine`, `emit` | a push; HAVING and output columns |
@@ -56,6 +56,7 @@
 
 use crate::clock::Micros;
 
+mod admit;
 mod assign;
 mod batch;
 mod budget;
