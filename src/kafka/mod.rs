@@ -26,6 +26,7 @@ mod group;
 mod partition;
 mod restore;
 mod session;
+mod waiting;
 
 pub use client::{BrokerKind, ClientSettings, GroupProtocol, ShellConfig, StartAt};
 pub use errors::Error;

@@ -17,19 +17,20 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::clock::Wall;
 
-use super::client::{Isolation, ShellConfig};
+use super::client::ShellConfig;
 use super::core::{Input, Topic};
 use super::deadletter;
-use super::errors::{Class, Error, classify, is_poison, is_transient};
+use super::errors::{Class, Error, classify, is_poison};
 use super::group::{Change, Group, generation};
 use super::partition::{
     Active, Bounds, Cancel, Checkpoints, Feed, INPUTS, Owned, Pending, StepFailed, StepKind, Stepped,
 };
-use super::reader::{Ends, Next, Reader};
+use super::reader::{Ends, Next};
 use super::restore::{Job, Outcome, Plan, Restored};
 use super::shell::{Control, Ended};
 use super::status::{Committed, Event, Lag};
 use super::transaction::{Failed, Outgoing, Place, Tag, Writer};
+use super::waiting::{Waiting, await_topics};
 use super::{checkpoint, steps};
 
 /// Longest sleep of an idle loop.
@@ -42,12 +43,6 @@ const MEMBERSHIP_SETTLED: Duration = Duration::from_secs(1);
 const MAX_ATTEMPTS: u32 = 10;
 /// The same while the group is rebalancing, when membership is stale.
 const MAX_STALE_ATTEMPTS: u32 = 200;
-
-/// First and longest pause between two looks for the broker and its topics.
-const WAIT_FIRST: Duration = Duration::from_millis(250);
-const WAIT_MOST: Duration = Duration::from_secs(5);
-/// Reasons for waiting that are told apart.
-const REASONS: usize = 16;
 
 /// Why a session ended before it should.
 pub(super) enum Failure {
@@ -926,66 +921,6 @@ fn seek(consumer: &BaseConsumer<Group>, topic: &str, partition: i32, offset: i64
     list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
     let done = consumer.seek_partitions(list, Duration::from_secs(10))?;
     done.elements().iter().try_for_each(|element| element.error())
-}
-
-/// What is waited for, so that one cause is told from the next.
-struct Waiting<'a> {
-    plan: &'a Plan,
-    /// How often each reason was given; errors of one cause may alternate.
-    said: BTreeMap<String, u32>,
-    times: u32,
-}
-
-impl<'a> Waiting<'a> {
-    fn new(plan: &'a Plan) -> Self {
-        Self { plan, said: BTreeMap::new(), times: 0 }
-    }
-
-    /// Says why, and gives how long to wait: from a quarter of a second up to five.
-    fn say(&mut self, reason: &str) -> Duration {
-        if self.said.len() >= REASONS {
-            self.said.clear();
-        }
-        let again = self.said.entry(reason.to_owned()).or_default();
-        self.plan.observer.on(Event::Waiting { reason, again: *again });
-        *again = again.saturating_add(1);
-        let wait = WAIT_FIRST.saturating_mul(1 << self.times.min(8)).min(WAIT_MOST);
-        self.times = self.times.saturating_add(1);
-        wait
-    }
-}
-
-/// Waits until the broker answers and every topic is there; the partition count. `None`: asked to stop.
-fn await_topics(
-    plan: &Plan,
-    control: &Control,
-    woken: &Receiver<()>,
-    waiting: &mut Waiting<'_>,
-) -> Result<Option<i32>, Failure> {
-    let topics = &plan.config.topics;
-    let reader = Reader::new(&plan.config.client, &plan.config.group, Isolation::Committed)?;
-    loop {
-        if control.stopping() {
-            return Ok(None);
-        }
-        let reason = match reader.partition_counts() {
-            Ok(counts) => match super::provision::check(topics, &counts) {
-                Ok(partitions) => return Ok(Some(partitions)),
-                Err(missing @ Error::MissingTopic(_)) => missing.to_string(),
-                Err(error) => return Err(error.into()),
-            },
-            Err(error) if is_transient(&error) => format!("{}: {error}", plan.config.client.brokers),
-            Err(error) => return Err(Error::broker("cannot read metadata", error).into()),
-        };
-        plan.status.connected.store(false, Ordering::Release);
-        let until = Instant::now() + waiting.say(&reason);
-        while Instant::now() < until && !control.stopping() {
-            // Only a stop request ends the wait early.
-            if woken.recv_timeout(Duration::from_millis(100)).is_ok() && control.stopping() {
-                break;
-            }
-        }
-    }
 }
 
 /// The topics a core can name exist as outputs.
