@@ -517,7 +517,7 @@ impl Partition {
         {
             return set;
         }
-        match self.runs.get(&item.tenant, &item.scope_id) {
+        match self.runs.of_window(&item.tenant, &item.scope_id, item.window.0) {
             Some(run) => self.limits.of_run(&item.tenant, run, at),
             None => u32::MAX,
         }
@@ -529,7 +529,13 @@ impl Partition {
             Scope::Run if !item.closed && (item.at as usize) < around.run_agents.len() => {
                 around.run_agents[item.at as usize].as_deref().map(Into::into)
             }
-            Scope::Run => self.runs.get(&item.tenant, &item.scope_id)?.fields.agent.as_deref().map(Into::into),
+            Scope::Run => self
+                .runs
+                .of_window(&item.tenant, &item.scope_id, item.window.0)?
+                .fields
+                .agent
+                .as_deref()
+                .map(Into::into),
             _ => None,
         }
     }
@@ -537,7 +543,10 @@ impl Partition {
     fn run_ended(&self, scope: Scope, item: &Item) -> bool {
         scope == Scope::Run
             && item.closed
-            && self.runs.get(&item.tenant, &item.scope_id).is_some_and(|r| r.ends.contains(&item.window.1))
+            && self
+                .runs
+                .of_window(&item.tenant, &item.scope_id, item.window.0)
+                .is_some_and(|r| r.ends.contains(&item.window.1))
     }
 
     fn evidence(&self, item: &Item) -> Evidence {

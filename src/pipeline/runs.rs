@@ -110,7 +110,7 @@ pub struct RunTable {
     tenants: HashMap<Box<str>, Tenant, FxBuildHasher>,
     dirty: BTreeSet<RunKey>,
     /// Forgotten in this step.
-    gone: HashMap<RunKey, Run, FxBuildHasher>,
+    gone: HashMap<RunKey, Vec<Run>, FxBuildHasher>,
     forgotten: u64,
 }
 
@@ -185,7 +185,7 @@ impl RunTable {
             self.forgotten += 1;
             tenant.forget(None, retention, &mut |id, run| {
                 dirty.insert((seen.tenant.into(), id.clone()));
-                gone.insert((seen.tenant.into(), id), run);
+                gone.entry((seen.tenant.into(), id)).or_default().push(run);
             });
         }
         let mut bound = Bound::Same;
@@ -249,10 +249,16 @@ impl RunTable {
         (bound, run)
     }
 
-    /// The run, if it is known, or was when this step began.
+    /// The run, if it is known.
     pub fn get(&self, tenant: &str, run: &str) -> Option<&Run> {
-        let known = self.tenants.get(tenant).and_then(|t| t.runs.get(run));
-        known.or_else(|| if self.gone.is_empty() { None } else { self.gone.get(&RunRef(tenant, run)) })
+        self.tenants.get(tenant)?.runs.get(run)
+    }
+
+    /// The run that a window starting at `start` is of: as it is known, or as it was before this step made it forgotten.
+    pub fn of_window(&self, tenant: &str, run: &str, start: Micros) -> Option<&Run> {
+        let gone = if self.gone.is_empty() { None } else { self.gone.get(&RunRef(tenant, run)) };
+        let before = gone.into_iter().flatten().find(|r| start <= r.last);
+        before.or_else(|| self.get(tenant, run))
     }
 
     /// Another snapshot is in force: every limit set is found anew.
@@ -289,7 +295,7 @@ impl RunTable {
         let (dirty, gone) = (&mut self.dirty, &mut self.gone);
         state.forget(Some(clock), self.retention, &mut |id, run| {
             dirty.insert((tenant.into(), id.clone()));
-            gone.insert((tenant.into(), id), run);
+            gone.entry((tenant.into(), id)).or_default().push(run);
         });
         if state.runs.is_empty() {
             self.tenants.remove(tenant);
@@ -420,8 +426,9 @@ mod tests {
         }
         for table in [&mut table, &mut again] {
             table.observe(row("d", 2), &a);
-            assert!(table.get("t", "b").is_some(), "until the step is decided");
+            assert!(table.of_window("t", "b", hour(1)).is_some(), "until the step is decided");
             table.settle();
+            assert!(table.of_window("t", "b", hour(1)).is_none());
             let known = ["b", "c", "d", "x"].map(|id| table.get("t", id).is_some());
             assert_eq!(known, [false, true, true, true], "x spoke later, c comes after b");
             assert_eq!(table.forgotten(), 1);
