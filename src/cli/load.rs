@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::cli::Failure;
 use crate::clock::Micros;
 use crate::config::{self, Config, micros};
-use crate::decide::correlation;
+use crate::decide::{self, correlation};
 use crate::kafka::{ClientSettings, GroupProtocol, ShellConfig, Topics};
 use crate::pipeline::partition::scope_of;
 use crate::pipeline::{InputNames, Settings};
@@ -34,7 +34,7 @@ pub struct Texts {
     pub thresholds: Text,
     /// `queries/decide/correlation.sql`
     pub correlation: Text,
-    /// `config/policies/**/*.yaml`
+    /// `config/policies/**/*.{yaml,yml,json}`
     pub policies: Vec<Text>,
     /// `config/prices.toml`; `None`: no price table
     pub prices: Option<Text>,
@@ -47,7 +47,7 @@ impl Texts {
             metrics: directory(&queries.join("metrics"), &["sql"])?,
             thresholds: file(&queries.join("decide/thresholds.sql"))?,
             correlation: file(&queries.join("decide/correlation.sql"))?,
-            policies: directory(policies, &["yaml", "yml"])?,
+            policies: directory(policies, &["yaml", "yml", "json"])?,
             prices: if prices.exists() { Some(file(prices)?) } else { None },
         })
     }
@@ -183,6 +183,7 @@ pub fn tuning(config: &Config) -> Tuning {
         inputs: InputNames {
             telemetry: config.topics.telemetry.as_str().into(),
             repartition: config.topics.repartition.as_str().into(),
+            outcomes: config.topics.outcomes.as_str().into(),
         },
         source: format!("urn:runwarden:{}", config.kafka.group),
     }
@@ -254,6 +255,40 @@ fn host_name() -> String {
         .unwrap_or_else(|| "0".into())
 }
 
+/// What the header of a metric file declares, whether or not the rest compiles.
+fn declared(text: &str) -> Option<(String, Scope, bool)> {
+    let value = |key: &str| {
+        let line = text.lines().map(str::trim).find_map(|l| l.strip_prefix("--")?.trim().strip_prefix(key));
+        line.map(|rest| rest.trim().to_owned())
+    };
+    Some((value("metric:")?, scope_of(stream::Scope::parse(&value("scope:")?)?), true))
+}
+
+/// A fault of a SQL file with its place: the compiler's, or where the name it does not know stands.
+fn placed((file, text): &Text, error: &stream::CompileError) -> String {
+    let place = match (error.line, error.column, &error.clause, unknown_name(text, &error.message)) {
+        (Some(line), Some(column), ..) => format!(":{line}:{column}"),
+        (.., Some((line, column))) => format!(":{line}:{column}"),
+        (_, _, Some(clause), None) => format!(", {clause}"),
+        _ => String::new(),
+    };
+    let help = error.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
+    format!("{file}{place}: {}{help}", error.message)
+}
+
+/// Line and column of the first use of the field that a message says is unknown: of fields inside functions the compiler
+/// does not say where they are.
+fn unknown_name(text: &str, message: &str) -> Option<(usize, usize)> {
+    let (_, rest) = message.split_once("No field named ")?;
+    let end = rest.find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '.' | '"'))).unwrap_or(rest.len());
+    let name = rest.get(..end)?.trim_end_matches('.').replace('"', "");
+    if name.is_empty() {
+        return None;
+    }
+    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("--"));
+    lines.find_map(|(n, line)| line.find(&name).map(|at| (n + 1, line[..at].chars().count() + 1)))
+}
+
 /// Compiles everything. Every fault of every file is in the error.
 pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     let mut faults = String::new();
@@ -272,11 +307,13 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
         stream::parse_metrics(texts.metrics.iter().map(|(n, t)| (n.as_str(), t.as_str())), &compiler);
     errors.iter().for_each(|e| fault(e));
     let metrics: Vec<Arc<stream::Metric>> = metrics.into_iter().map(Arc::new).collect();
-    let thresholds = crate::pipeline::judge::prepare(&texts.thresholds.1);
-    if let Err(e) = &thresholds {
-        fault(e);
+    match crate::pipeline::judge::prepare(&texts.thresholds.1) {
+        Err(decide::sql::Error::Compile(e)) => fault(&placed(&texts.thresholds, &e)),
+        Err(e) => fault(&format!("{}: {e}", texts.thresholds.0)),
+        Ok(_) => {}
     }
-    let members = correlation::compile(&texts.correlation.1).map_err(|e| fault(&e)).ok();
+    let members = correlation::compile(&texts.correlation.1);
+    let members = members.map_err(|e| fault(&placed(&texts.correlation, &e))).ok();
     let prices = match &texts.prices {
         None => Prices::default(),
         Some((name, text)) => match Prices::from_toml(text, name) {
@@ -296,10 +333,13 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     };
     let mut findings = Vec::new();
     if let Some(set) = &policies {
-        let known: Vec<(String, Scope, bool)> = metrics
+        let mut known: Vec<(String, Scope, bool)> = metrics
             .iter()
             .map(|m: &Arc<stream::Metric>| (m.name.clone(), scope_of(m.scope), m.query.early()))
             .collect();
+        // one that does not compile is said above; that its limits name nothing would mislead
+        let declared: Vec<_> = texts.metrics.iter().filter_map(|(_, text)| declared(text)).collect();
+        known.extend(declared.into_iter().filter(|d| metrics.iter().all(|m| m.name != d.0)));
         findings = policy::check(set, &known, false);
         findings.iter().filter(|f| f.severity == Severity::Error).for_each(|f| fault(f));
     }

@@ -103,6 +103,9 @@ impl Metered {
             return;
         }
         let mut unmatched = self.counting.unmatched.lock().unwrap_or_else(PoisonError::into_inner);
+        for considered in new.iter().flat_map(|set| &set.ambiguous).flat_map(|a| &a.considered) {
+            unmatched.retain(|(tenant, id)| *tenant != considered.policy_tenant || *id != considered.policy_id);
+        }
         for limit in new.iter().flat_map(|set| &set.limits) {
             unmatched.retain(|(tenant, id)| {
                 let gave = limit.contributors.iter().any(|c| c.policy_tenant == *tenant && c.policy_id == *id);
@@ -221,6 +224,14 @@ impl Core for Metered {
 
     fn history_gone(&mut self, reason: &str) {
         self.partition.history_gone(reason);
+    }
+
+    fn split(&mut self, partitions: i32) -> Result<Vec<Vec<StateChange>>, CoreError> {
+        self.partition.split(partitions)
+    }
+
+    fn join(&mut self, shares: Vec<Vec<StateChange>>) -> Result<(), CoreError> {
+        self.partition.join(shares)
     }
 
     fn next_deadline(&self) -> Option<Wall> {

@@ -8,6 +8,7 @@ mod demo;
 pub mod load;
 mod metered;
 mod replay;
+mod resize;
 mod run;
 mod service;
 mod simulate;
@@ -51,7 +52,7 @@ enum Command {
     Simulate(SimulateArguments),
     /// Produces recorded telemetry into a Kafka topic, at its own pace or faster
     Replay(ReplayArguments),
-    /// Creates or describes the topics of the configuration
+    /// Creates, describes or resizes the topics of the configuration
     Topics(TopicsArguments),
 }
 
@@ -124,8 +125,8 @@ struct SimulateArguments {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// What "too far in the future" compares with (RFC 3339); default: the start of the command
-    #[arg(long, value_name = "TIME")]
-    now: Option<String>,
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    now: Option<crate::clock::Wall>,
     /// Prices for events that report no cost
     #[arg(long, value_name = "FILE", default_value = "config/prices.toml")]
     prices: PathBuf,
@@ -146,8 +147,8 @@ struct ReplayArguments {
     #[arg(long)]
     topic: String,
     /// Times the recorded pace (1, 10, …), or max
-    #[arg(long, default_value = "max")]
-    speed: String,
+    #[arg(long, value_name = "X|max", default_value = "max")]
+    speed: replay::Speed,
     /// How records are keyed: by tenant (as the contract says), by run, or not at all
     #[arg(long, value_enum, default_value = "tenant")]
     key: replay::KeyBy,
@@ -167,6 +168,40 @@ enum TopicsAction {
     Create,
     /// Shows partitions and settings of every topic
     Describe,
+    /// Adds partitions and moves every tenant's state to where its records will be; offline, can be repeated
+    #[command(long_about = "\
+Adds partitions, so that more sidecars can share the work, and moves every tenant's state (windows, sessions, seen ids, levels, \
+alerts, interventions, runs, clocks) to the partition where its records will be.
+
+1. Stop every sidecar of the group. The command waits for members to leave, and refuses to begin beside a living one. A sidecar \
+that is started meanwhile refuses to run, or is the reason for this command to stop; neither does harm.
+2. Run it, with the configuration of the sidecars. It restores every partition as a sidecar would, processes what is unread as a \
+sidecar would, writes the state for the new partitions in one go, and adds the partitions.
+3. Start the sidecars.
+
+Killed at any moment, it is run again with the same --partitions and goes on where it stopped; until then no sidecar starts. Producers \
+may go on all the while: what they still send to a tenant's old partition is re-keyed to its owner, once. Kafka cannot take partitions \
+away, so there is no way back. All state is held in memory meanwhile.
+
+Exit codes: 0 done, or nothing to do; 1 refused, with the reason; 3 the broker could not be reached, or it was broken off.")]
+    Resize(ResizeArguments),
+}
+
+#[derive(Debug, clap::Args)]
+struct ResizeArguments {
+    /// How many partitions there are to be: more than now
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=10_000))]
+    partitions: i32,
+    /// Restore and split, say what would be done, change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Go on when the state cannot be restored exactly (history gone, unreadable keys), with what there is
+    #[arg(long)]
+    accept_loss: bool,
+    /// Leave unread records to the sidecars. They are re-keyed then, after newer ones perhaps: more than `allowed-lateness`
+    /// behind those, they count as late
+    #[arg(long)]
+    leave_backlog: bool,
 }
 
 /// Why a subcommand failed; its exit code.
@@ -181,6 +216,11 @@ pub enum Failure {
 impl Failure {
     fn invalid(error: impl std::fmt::Display) -> Self {
         Self::Invalid(error.to_string())
+    }
+
+    /// With what caused it.
+    fn unreadable(error: impl std::error::Error) -> Self {
+        Self::Invalid(Chain(&error).to_string())
     }
 
     fn reach(error: impl std::error::Error) -> Self {
@@ -217,6 +257,12 @@ fn duration(text: &str) -> Result<std::time::Duration, String> {
     };
     let number: u64 = number.parse().map_err(|_| format!("{text}: write a duration like 30s, 2m or 1h"))?;
     Ok(std::time::Duration::from_millis(number.saturating_mul(scale)))
+}
+
+fn instant(text: &str) -> Result<crate::clock::Wall, String> {
+    let at = chrono::DateTime::parse_from_rfc3339(text)
+        .map_err(|e| format!("{e}; write a time like 2026-01-31T12:00:00Z"))?;
+    Ok(crate::clock::Wall(at.timestamp_micros()))
 }
 
 /// Parses the command line, runs the subcommand and returns its exit code (0 done, 1 invalid input, 2 usage, 3 could not
@@ -268,5 +314,19 @@ mod tests {
         assert!(Arguments::try_parse_from(["runwarden", "simulate", "--policies", "p"]).is_err());
         let line = ["runwarden", "simulate", "--policies", "p", "--telemetry", "a.jsonl", "b.csv", "--out", "o"];
         assert!(Arguments::try_parse_from(line).is_ok());
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_meant_is_a_fault_of_usage() {
+        let simulate =
+            |now| ["runwarden", "simulate", "--policies", "p", "--telemetry", "a", "--out", "o", "--now", now];
+        let replay = |x| ["runwarden", "replay", "--telemetry", "a", "--brokers", "b", "--topic", "t", "--speed", x];
+        for line in [simulate("yesterday"), replay("fast"), replay("0"), replay("-1"), replay("inf")] {
+            let error = Arguments::try_parse_from(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+        }
+        for line in [simulate("2026-01-31T12:00:00+01:00"), replay("max"), replay("2.5")] {
+            assert!(Arguments::try_parse_from(line).is_ok(), "{line:?}");
+        }
     }
 }

@@ -23,24 +23,34 @@ pub(super) enum KeyBy {
     None,
 }
 
+/// Times the recorded pace; `None`: as fast as it goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Speed(Option<f64>);
+
+impl std::str::FromStr for Speed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<f64>() {
+            _ if text == "max" => Ok(Self(None)),
+            Ok(speed) if speed > 0.0 && speed.is_finite() => Ok(Self(Some(speed))),
+            _ => Err("give a number above 0, or max".into()),
+        }
+    }
+}
+
 /// Longest wait between two records, whatever gap the recording has.
 const LONGEST_GAP: Duration = Duration::from_secs(60);
 
 /// Runs the subcommand.
 pub(super) fn main(arguments: &ReplayArguments) -> Result<ExitCode, Failure> {
-    let speed = match arguments.speed.as_str() {
-        "max" => None,
-        text => match text.parse::<f64>() {
-            Ok(speed) if speed > 0.0 && speed.is_finite() => Some(speed),
-            _ => return Err(Failure::Invalid(format!("--speed {text}: give a number above 0, or max"))),
-        },
-    };
+    let Speed(speed) = arguments.speed;
     let limit = crate::config::Config::default().limits.record_bytes;
-    let mut files = Files::open(&arguments.telemetry, Input::Telemetry as u8, limit).map_err(Failure::invalid)?;
+    let mut files = Files::open(&arguments.telemetry, Input::Telemetry as u8, limit).map_err(Failure::unreadable)?;
     let producer = Producer::new(&ClientSettings::new(arguments.brokers.clone())).map_err(Failure::reach)?;
     let bar = progress(files.progress().1, &format!("replaying into {}", arguments.topic));
     let (mut sent, mut pace) = (0u64, Pace { speed, start: None });
-    while let Some(record) = files.next().map_err(Failure::invalid)? {
+    while let Some(record) = files.next().map_err(Failure::unreadable)? {
         let (Payload::Json(payload) | Payload::Bad(_, payload)) = record.payload;
         let event: Option<serde_json::Value> = serde_json::from_slice(payload).ok();
         pace.wait(event.as_ref().and_then(time_of));

@@ -28,14 +28,7 @@ const BATCH: usize = 8192;
 
 /// Runs the subcommand.
 pub(super) fn main(arguments: &SimulateArguments) -> Result<ExitCode, Failure> {
-    let now = match &arguments.now {
-        Some(text) => {
-            let at = chrono::DateTime::parse_from_rfc3339(text)
-                .map_err(|e| Failure::Invalid(format!("--now {text}: {e}; write it like 2026-01-31T12:00:00Z")))?;
-            Wall(at.timestamp_micros())
-        }
-        None => Wall::now(),
-    };
+    let now = arguments.now.unwrap_or_else(Wall::now);
     fs::create_dir_all(&arguments.out)
         .map_err(|e| Failure::Reach(format!("cannot create {}: {e}", arguments.out.display())))?;
     let first = simulate(arguments, &arguments.policies, now)?;
@@ -71,6 +64,8 @@ struct Done {
     /// Where record n came from.
     places: Vec<(u32, u64)>,
     files: Vec<String>,
+    /// The metrics, in the order of the counts.
+    metrics: Vec<String>,
 }
 
 fn simulate(arguments: &SimulateArguments, policies: &Path, now: Wall) -> Result<Done, Failure> {
@@ -80,23 +75,28 @@ fn simulate(arguments: &SimulateArguments, policies: &Path, now: Wall) -> Result
     settings.stream.all_finals = true;
     settings.event_clock = true;
     settings.future_at = Some(now);
+    let metrics = settings.metrics.iter().map(|m| m.name.clone()).collect();
     let mut simulation = Simulation::new(Arc::new(settings)).map_err(Failure::invalid)?;
     let limit = crate::config::Config::default().limits.record_bytes;
-    let mut files = Files::open(&arguments.telemetry, Input::Telemetry as u8, limit).map_err(Failure::invalid)?;
+    let mut files = Files::open(&arguments.telemetry, Input::Telemetry as u8, limit).map_err(Failure::unreadable)?;
     let bar = progress(files.progress().1, &format!("simulating {}", policies.display()));
     let (mut places, mut batch) = (Vec::new(), Vec::<Vec<u8>>::with_capacity(BATCH));
     let mut names: Vec<Arc<str>> = Vec::new();
+    // by the number of the record: what a reader could not make a record of is refused by the decoder, for this reason
+    let mut faults: BTreeMap<usize, String> = BTreeMap::new();
     loop {
-        let record = files.next().map_err(Failure::invalid)?;
+        let record = files.next().map_err(Failure::unreadable)?;
         let ended = record.is_none();
         if let Some(record) = record {
             let file = names.iter().position(|n| *n == record.origin.topic).unwrap_or_else(|| {
                 names.push(Arc::clone(&record.origin.topic));
                 names.len() - 1
             });
+            if let Payload::Bad(message, _) = record.payload {
+                faults.insert(places.len(), message.to_owned());
+            }
             places.push((u32::try_from(file).unwrap_or(u32::MAX), u64::try_from(record.origin.offset).unwrap_or(0)));
             batch.push(match record.payload {
-                // what a reader could not make a record of is refused by the decoder, too
                 Payload::Json(bytes) | Payload::Bad(_, bytes) => bytes.to_vec(),
             });
         }
@@ -113,7 +113,12 @@ fn simulate(arguments: &SimulateArguments, policies: &Path, now: Wall) -> Result
     let mut report = simulation.finish().map_err(Failure::invalid)?;
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     name_places(&mut report, &places, &names);
-    Ok(Done { report, places, files: names })
+    for letter in &mut report.dead {
+        if let Some(message) = usize::try_from(letter.origin.offset).ok().and_then(|n| faults.remove(&n)) {
+            letter.message = message;
+        }
+    }
+    Ok(Done { report, places, files: names, metrics })
 }
 
 /// A bar on a terminal, silence elsewhere.
@@ -235,7 +240,7 @@ fn write(out: &Path, done: &Done) -> Result<Summary, Failure> {
         events: report.counts.decoded,
         duplicates: report.counts.duplicates,
         dead_letters: dead_counts,
-        late: BTreeMap::new(),
+        late: done.metrics.iter().cloned().zip(report.counts.late.iter().copied()).filter(|(_, n)| *n > 0).collect(),
         windows,
         signals: take("signals"),
         interventions: take("interventions"),
@@ -339,6 +344,7 @@ fn table(summary: &Summary) -> String {
     line("events", summary.events.to_string());
     line("duplicates", summary.duplicates.to_string());
     line("dead letters", counts(&summary.dead_letters));
+    line("late rows", counts(&summary.late));
     line("windows", summary.windows.values().sum::<u64>().to_string());
     line("signals", counts(&summary.signals));
     line("alerts", counts(&summary.alerts));

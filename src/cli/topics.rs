@@ -1,8 +1,8 @@
-//! `runwarden topics`: creates, verifies and describes the topics of the configuration.
+//! `runwarden topics`: creates, verifies, describes and resizes the topics of the configuration.
 
 use std::process::ExitCode;
 
-use crate::cli::{Failure, TopicsAction, TopicsArguments, load};
+use crate::cli::{Failure, TopicsAction, TopicsArguments, load, resize};
 use crate::kafka::provision::{Broker, create_and_verify, describe};
 
 /// Runs the subcommand.
@@ -10,7 +10,8 @@ pub(super) fn main(arguments: &TopicsArguments) -> Result<ExitCode, Failure> {
     let config = load::config(arguments.config.path())?;
     let shell = load::shell(&config);
     let broker = Broker::new(shell.client.clone());
-    match arguments.action {
+    match &arguments.action {
+        TopicsAction::Resize(order) => return resize::main(order, &config),
         TopicsAction::Create => {
             let partitions = create_and_verify(&broker, &shell.topics).map_err(Failure::reach)?;
             println!("{} topics are there; telemetry has {partitions} partitions", shell.topics.specs().len());

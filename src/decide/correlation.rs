@@ -33,6 +33,8 @@ pub struct Member {
     pub min_interval: Micros,
     /// The tenant's clock when it was decided.
     pub clock: Micros,
+    /// The level it is of, as named by [`crate::decide::levels::cause`].
+    pub level: String,
 }
 
 /// In the order of the step: what raises, and what ends.
@@ -40,15 +42,8 @@ pub struct Member {
 pub enum Entry {
     /// A NEAR or BREACH that alerts.
     Member(Box<Member>),
-    /// A RESOLVED: (tenant, the level's cause as given by [`cause`]).
+    /// A RESOLVED: (tenant, the level as named by [`crate::decide::levels::cause`]).
     Down(String, String),
-}
-
-/// What identifies the level behind a member: its limit, metric, scope and window start do not change while it is up.
-pub fn cause(signal: &Signal) -> String {
-    [&signal.policy_id, &signal.limit_id, &signal.metric, &signal.scope.kind, &signal.scope.id]
-        .map(|p| id::part(p))
-        .join("/")
 }
 
 /// One alert that is not resolved yet.
@@ -142,13 +137,14 @@ impl Correlation {
     /// publish, in order.
     pub fn step(
         &mut self,
-        entries: Vec<Entry>,
+        mut entries: Vec<Entry>,
         clocks: impl Fn(&str) -> Option<Micros>,
         finish: bool,
     ) -> Result<Vec<Alert>, stream::Error> {
         if entries.is_empty() && self.open.is_empty() {
             return Ok(Vec::new());
         }
+        self.never_behind(&mut entries);
         let mut alerts = Vec::new();
         let members: Vec<&Member> =
             entries.iter().filter_map(|e| if let Entry::Member(m) = e { Some(&**m) } else { None }).collect();
@@ -187,6 +183,19 @@ impl Correlation {
         Ok(alerts)
     }
 
+    /// Sets members that are behind their tenant's clock here to it. A tenant that was silent has idled ahead of its own
+    /// records; those that arrive after all are members of now, not late ones that no alert would show.
+    fn never_behind(&self, entries: &mut [Entry]) {
+        let mut reached: BTreeMap<String, Micros> = BTreeMap::new();
+        for entry in entries {
+            let Entry::Member(member) = entry else { continue };
+            let tenant = &member.signal.tenant_id;
+            let before = reached.get(tenant).copied().or_else(|| self.engine.watermark(tenant));
+            member.clock = before.map_or(member.clock, |before| member.clock.max(before));
+            reached.insert(tenant.clone(), member.clock);
+        }
+    }
+
     /// Pushes the members through the session window.
     fn place(&mut self, members: &[&Member]) -> Result<Placed, stream::Error> {
         let mut places = vec![None; members.len()];
@@ -211,7 +220,7 @@ impl Correlation {
     fn join(&mut self, member: Member, key: Key, start: Micros, alerts: &mut Vec<Alert>) {
         let signal = &member.signal;
         let severity = severity(signal);
-        let level = cause(signal);
+        let level = member.level.clone();
         self.dirty.insert(key.clone());
         let open = self.open.entry(key.clone()).or_default();
         let known = open.iter().position(|o| o.window_start == start);
@@ -333,6 +342,15 @@ impl Correlation {
     pub fn mark_all_dirty(&mut self) {
         self.engine.mark_all_dirty();
         self.dirty.extend(self.open.keys().cloned());
+    }
+
+    /// The whole state of the session windows in `shares`, by tenant.
+    pub fn split_windows(
+        &mut self,
+        shares: usize,
+        place: impl Fn(&str) -> usize,
+    ) -> Result<Vec<Vec<stream::StateRecord>>, stream::RestoreError> {
+        self.engine.split(shares, place)
     }
 
     /// Takes a key's alerts back.

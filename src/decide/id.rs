@@ -18,6 +18,12 @@ pub fn part(text: &str) -> String {
     utf8_percent_encode(text, PART).to_string()
 }
 
+/// The first of the parts that a key joins by `/`, decoded; `None` when it is not text.
+pub fn first_part(key: &[u8]) -> Option<String> {
+    let part = key.split(|byte| *byte == b'/').next()?;
+    percent_encoding::percent_decode(part).decode_utf8().ok().map(Into::into)
+}
+
 /// The id of the thing these parts name.
 ///
 /// ```

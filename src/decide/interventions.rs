@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Wall;
+use crate::clock::{Micros, Wall};
 use crate::decide::id;
 use crate::decide::records::{Audit, AuditLog, Intervention, InterventionState, Signal, Subject};
+use crate::policy::Ambiguity;
 
 /// Authority of what a policy raises (I2).
 const SYSTEM: u8 = 5;
@@ -30,7 +31,7 @@ pub struct Slot {
 pub struct Live {
     /// As last published.
     pub record: Intervention,
-    /// Signals of the levels that ask for it: (policy, limit, metric).
+    /// What asks for it: levels, as named by [`crate::decide::levels::cause`], and ambiguous terms.
     pub causes: BTreeSet<String>,
 }
 
@@ -60,11 +61,27 @@ pub struct Outcome {
 pub struct Interventions {
     live: BTreeMap<Slot, Live>,
     by_id: BTreeMap<String, Slot>,
+    /// (tenant, cause) → what it holds live.
+    held: BTreeMap<(String, String), BTreeSet<Slot>>,
     dirty: BTreeSet<Slot>,
 }
 
-fn cause(signal: &Signal) -> String {
-    [&signal.policy_id, &signal.limit_id, &signal.metric].map(|p| id::part(p)).join("/")
+/// What an intervention is ordered for.
+struct Order<'a> {
+    slot: Slot,
+    /// What holds it live.
+    cause: String,
+    /// What its id is made of beside tenant, type and target.
+    identity: &'a str,
+    run_id: Option<String>,
+    policy_id: &'a str,
+    signal_id: Option<String>,
+    reason: String,
+}
+
+/// Names a run whose terms are ambiguous among the causes.
+fn denial(run: &str) -> String {
+    format!("ambiguous/{}", id::part(run))
 }
 
 fn slot(signal: &Signal) -> Slot {
@@ -81,34 +98,79 @@ pub fn reason(signal: &Signal) -> String {
 }
 
 impl Interventions {
-    /// A BREACH whose limit enforces: the intervention to publish, unless one of the kind is live on the target.
-    pub fn issue(&mut self, signal: &Signal, now: Wall) -> Option<Intervention> {
-        let slot = slot(signal);
+    /// A BREACH whose limit enforces: the intervention to publish, unless one of the kind is live on the target. `level` names
+    /// the level that breached ([`crate::decide::levels::cause`]).
+    pub fn issue(&mut self, signal: &Signal, level: String, now: Wall) -> Option<Intervention> {
+        let order = Order {
+            slot: slot(signal),
+            cause: level,
+            identity: &signal.signal_id,
+            run_id: signal.run_id.clone(),
+            policy_id: &signal.policy_id,
+            signal_id: Some(signal.signal_id.clone()),
+            reason: reason(signal),
+        };
+        self.order(order, now)
+    }
+
+    /// A run is bound, at event time `at`, to terms that FAIL_CLOSED cannot order: it is stopped, without a signal.
+    pub fn deny(
+        &mut self,
+        tenant: &str,
+        run: &str,
+        ambiguity: &Ambiguity,
+        at: Micros,
+        now: Wall,
+    ) -> Option<Intervention> {
+        let Ambiguity { policy_tenant, policy_id, limit_id, metric, .. } = ambiguity;
+        let parts = [policy_tenant, policy_id, limit_id, metric].map(|p| id::part(p)).join("/");
+        let identity = format!("ambiguous/{parts}/{}", id::rfc3339(at));
+        let target = Subject { kind: "RUN".into(), id: run.into() };
+        let order = Order {
+            slot: Slot { tenant: tenant.into(), kind: "STOP".into(), target },
+            cause: denial(run),
+            identity: &identity,
+            run_id: Some(run.into()),
+            policy_id,
+            signal_id: None,
+            reason: format!("ambiguous: {metric} of RUN {run}: {}", ambiguity.why),
+        };
+        self.order(order, now)
+    }
+
+    /// The run ended, or its terms are not ambiguous any more.
+    pub fn admit(&mut self, tenant: &str, run: &str) {
+        self.release(tenant, &denial(run));
+    }
+
+    fn order(&mut self, order: Order<'_>, now: Wall) -> Option<Intervention> {
+        let Order { slot, cause, identity, run_id, policy_id, signal_id, reason } = order;
         self.dirty.insert(slot.clone());
+        self.held.entry((slot.tenant.clone(), cause.clone())).or_default().insert(slot.clone());
         if let Some(live) = self.live.get_mut(&slot) {
-            live.causes.insert(cause(signal));
+            live.causes.insert(cause);
             return None;
         }
         let record = Intervention {
             intervention_id: id::of(&[
-                &signal.tenant_id,
-                &signal.on_breach,
-                &format!("{}:{}", signal.scope.kind, signal.scope.id),
-                &signal.signal_id,
+                &slot.tenant,
+                &slot.kind,
+                &format!("{}:{}", slot.target.kind, slot.target.id),
+                identity,
             ]),
             revision: 1,
             state: InterventionState::Issued,
             mode: "enforced".into(),
-            kind: signal.on_breach.clone(),
-            target: signal.scope.clone(),
+            kind: slot.kind.clone(),
+            target: slot.target.clone(),
             parameters: serde_json::Value::Null,
-            tenant_id: signal.tenant_id.clone(),
-            run_id: signal.run_id.clone(),
-            policy_id: signal.policy_id.clone(),
-            signal_id: signal.signal_id.clone(),
-            reason: reason(signal),
+            tenant_id: slot.tenant.clone(),
+            run_id,
+            policy_id: policy_id.into(),
+            signal_id,
+            reason,
             authority_level: SYSTEM,
-            initiated_by: format!("policy:{}", signal.policy_id),
+            initiated_by: format!("policy:{policy_id}"),
             principal: "runwarden".into(),
             approval_required: false,
             approved_by: None,
@@ -123,7 +185,7 @@ impl Interventions {
             audit_log: AuditLog::default(),
         };
         self.by_id.insert(record.intervention_id.clone(), slot.clone());
-        self.live.insert(slot, Live { record: record.clone(), causes: BTreeSet::from([cause(signal)]) });
+        self.live.insert(slot, Live { record: record.clone(), causes: BTreeSet::from([cause]) });
         Some(record)
     }
 
@@ -147,16 +209,17 @@ impl Interventions {
         }
     }
 
-    /// The level behind a BREACH ended: its claim on a live intervention ends too.
-    pub fn release(&mut self, resolved: &Signal) {
-        let slot = slot(resolved);
-        let Some(live) = self.live.get_mut(&slot) else { return };
-        live.causes.remove(&cause(resolved));
-        if live.causes.is_empty() {
-            self.by_id.remove(&live.record.intervention_id);
-            self.live.remove(&slot);
+    /// What asked for interventions, a level by its name, ended: so does its claim on them. One without a claim is not live.
+    pub fn release(&mut self, tenant: &str, cause: &str) {
+        for slot in self.held.remove(&(tenant.to_owned(), cause.to_owned())).unwrap_or_default() {
+            let Some(live) = self.live.get_mut(&slot) else { continue };
+            live.causes.remove(cause);
+            if live.causes.is_empty() {
+                self.by_id.remove(&live.record.intervention_id);
+                self.live.remove(&slot);
+            }
+            self.dirty.insert(slot);
         }
-        self.dirty.insert(slot);
     }
 
     /// An executor's report: the new revision, or `None` for an intervention that is not live or a step that is not legal.
@@ -185,7 +248,16 @@ impl Interventions {
         let record = live.record.clone();
         if outcome.state == Failed {
             self.by_id.remove(&record.intervention_id);
-            self.live.remove(&slot);
+            let causes = self.live.remove(&slot).map(|live| live.causes).unwrap_or_default();
+            for cause in causes {
+                let key = (slot.tenant.clone(), cause);
+                if let Some(slots) = self.held.get_mut(&key) {
+                    slots.remove(&slot);
+                    if slots.is_empty() {
+                        self.held.remove(&key);
+                    }
+                }
+            }
         }
         self.dirty.insert(slot);
         Some(record)
@@ -221,6 +293,9 @@ impl Interventions {
     /// Takes one back from a checkpoint.
     pub fn restore(&mut self, slot: Slot, live: Live) {
         self.by_id.insert(live.record.intervention_id.clone(), slot.clone());
+        for cause in &live.causes {
+            self.held.entry((slot.tenant.clone(), cause.clone())).or_default().insert(slot.clone());
+        }
         self.live.insert(slot, live);
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Micros;
+use crate::decide::id;
 use crate::decide::records::{Ended, Kind};
 use crate::policy::{Amount, EffectiveLimit};
 
@@ -52,6 +53,9 @@ pub struct Up {
     pub level: Kind,
     /// The window as last seen.
     pub window: (Micros, Micros),
+    /// Starts of the windows in which it rose: several after sessions merged. With the line they name the level, whatever
+    /// its window becomes.
+    pub began: BTreeSet<Micros>,
     /// Hopping: the latest end among all windows whose value has reached NEAR.
     pub hot_until: Micros,
     /// The highest value at a crossing or a close so far.
@@ -94,6 +98,8 @@ pub struct Observation<'a> {
     pub closed: bool,
     /// Whether a closed session ended at its marker.
     pub run_ended: bool,
+    /// Whether the window saw every row of its time. One that may lack rows can raise a level, never lower one.
+    pub complete: bool,
     /// Agent of the run or the scope.
     pub agent: Option<&'a str>,
     /// The row was synthetic.
@@ -111,6 +117,8 @@ pub enum Change {
     Raised {
         /// Which line.
         line: Line,
+        /// Start of the window in which the level rose first.
+        began: Micros,
         /// NEAR or BREACH.
         kind: Kind,
         /// With which figures.
@@ -185,13 +193,22 @@ impl Levels {
     }
 
     /// Whether a row of this (not hopping) window can change nothing any more: all `limits` of it are breached, so that the
-    /// group's history need not be traced.
-    pub fn settled(&self, tenant: &str, metric: &str, scope_id: &str, window: (Micros, Micros), limits: usize) -> bool {
-        let breached = self
+    /// group's history need not be traced. Levels of limits that hold no longer do not count.
+    pub fn settled<'l>(
+        &self,
+        tenant: &str,
+        metric: &str,
+        scope_id: &str,
+        window: (Micros, Micros),
+        limits: impl Iterator<Item = &'l EffectiveLimit>,
+    ) -> bool {
+        let breached: Vec<&Line> = self
             .lines_of(tenant, metric, scope_id)
             .filter(|(_, ups)| ups.iter().any(|u| u.level == Kind::Breach && u.window.0 == window.0))
-            .count();
-        breached >= limits
+            .map(|(line, _)| line)
+            .collect();
+        let mut limits = limits.peekable();
+        limits.peek().is_some() && limits.all(|limit| breached.iter().any(|line| line.is_of(limit)))
     }
 
     fn lines_of<'a>(
@@ -226,13 +243,14 @@ impl Levels {
                 ups.push(Up {
                     level: Kind::Near,
                     window: seen.window,
+                    began: BTreeSet::from([seen.window.0]),
                     hot_until: seen.window.1,
                     peak: value,
                     limit: Arc::clone(&judged.limit),
                     agent: seen.agent.map(Into::into),
                     is_synthetic: seen.is_synthetic,
                 });
-                changes.push(raised(line, Kind::Near, judged));
+                changes.push(raised(line, seen.window.0, Kind::Near, judged));
                 ups.len() - 1
             });
             if let Some(up) = ups.get_mut(at) {
@@ -244,20 +262,21 @@ impl Levels {
                 }
                 if level > up.level {
                     up.level = level;
-                    changes.push(raised(line, level, judged));
+                    let began = up.began.first().copied().unwrap_or(up.window.0);
+                    changes.push(raised(line, began, level, judged));
                 }
             }
         }
         let ends = seen.closed
             && match seen.shape {
-                Shape::Hop => judged.level.is_none(),
+                Shape::Hop => judged.level.is_none() && seen.complete,
                 Shape::Tumble | Shape::Session => true,
             };
         if ends {
             let reason = match judged.level {
-                None => Ended::Fixed,
-                Some(_) if seen.run_ended => Ended::RunEnded,
-                Some(_) => Ended::WindowReset,
+                None if seen.complete => Ended::Fixed,
+                _ if seen.run_ended => Ended::RunEnded,
+                _ => Ended::WindowReset,
             };
             end(ups, seen, line, reason, changes);
         }
@@ -269,13 +288,21 @@ impl Levels {
     /// A window closed: levels of it that no judged limit stands for any more end with it, and so do those of a window that
     /// closed without a row.
     fn close_rest(&mut self, seen: &Observation<'_>, judged: &BTreeSet<Line>, changes: &mut Vec<Change>) {
+        if seen.shape == Shape::Hop && seen.value.is_none() && !seen.complete {
+            return;
+        }
         let rest: Vec<Line> = self
             .lines_of(seen.tenant, seen.metric, seen.scope_id)
             .map(|(l, _)| l.clone())
             .filter(|l| !judged.contains(l))
             .collect();
         for line in rest {
-            let reason = if seen.value.is_none() { Ended::Fixed } else { Ended::PolicyChanged };
+            let reason = match seen.value {
+                None if seen.complete => Ended::Fixed,
+                None if seen.run_ended => Ended::RunEnded,
+                None => Ended::WindowReset,
+                Some(_) => Ended::PolicyChanged,
+            };
             if let Some(ups) = self.up.get_mut(&line) {
                 end(ups, seen, &line, reason, changes);
                 if ups.is_empty() {
@@ -321,8 +348,26 @@ fn line(seen: &Observation<'_>, limit: &EffectiveLimit) -> Line {
     }
 }
 
-fn raised(line: &Line, kind: Kind, judged: &Judged) -> Change {
-    Change::Raised { line: line.clone(), kind, judged: judged.clone() }
+impl Line {
+    fn is_of(&self, limit: &EffectiveLimit) -> bool {
+        self.policy_version == limit.policy_version
+            && self.limit_id == *limit.limit_id
+            && self.policy_id == *limit.policy_id
+            && self.policy_tenant == *limit.policy_tenant
+    }
+}
+
+/// What names one level for those that act upon it: its line and a window in which it rose. Unlike the window it does not
+/// change while the level is up, and two windows of one line that overlap in time have two.
+pub fn cause(line: &Line, began: Micros) -> String {
+    let version = line.policy_version.to_string();
+    let began = began.to_string();
+    let Line { policy_tenant, policy_id, limit_id, metric, scope_id, .. } = line;
+    [policy_tenant, policy_id, limit_id, &version, metric, scope_id, &began].map(|p| id::part(p)).join("/")
+}
+
+fn raised(line: &Line, began: Micros, kind: Kind, judged: &Judged) -> Change {
+    Change::Raised { line: line.clone(), began, kind, judged: judged.clone() }
 }
 
 /// Whether the level that began in the window starting at `start` belongs to the window now seen.
@@ -356,6 +401,7 @@ fn absorb(ups: &mut Vec<Up>, seen: &Observation<'_>) -> Option<usize> {
                 let kept = &mut ups[at];
                 kept.hot_until = kept.hot_until.max(other.hot_until);
                 kept.peak = kept.peak.max(other.peak);
+                kept.began.extend(other.began);
                 if other.level > kept.level {
                     kept.level = other.level;
                     kept.limit = other.limit;

@@ -105,7 +105,7 @@ pub struct Violation {
 /// An immutable evidence record: a limit's level rose or ended (S1).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Signal {
-    /// UUIDv5, see `decide::id::signal`.
+    /// UUIDv5 of tenant, policy tenant, policy, limit, version, scope, window and kind.
     pub signal_id: String,
     /// NEAR BREACH RESOLVED
     pub kind: Kind,
@@ -338,8 +338,8 @@ pub struct Intervention {
     pub run_id: Option<String>,
     /// Policy that asked for it.
     pub policy_id: String,
-    /// The BREACH that caused it.
-    pub signal_id: String,
+    /// The BREACH that caused it; null when the run's terms are ambiguous.
+    pub signal_id: Option<String>,
     /// In words, with the figures.
     pub reason: String,
     /// 5: what a policy raises acts as SYSTEM (I2).

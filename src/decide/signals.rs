@@ -27,6 +27,8 @@ pub struct Circumstance {
     pub is_synthetic: bool,
     /// The metric is over anomaly scores.
     pub anomaly: bool,
+    /// In shadow: the enforced limits of the metric stand at another level.
+    pub diverges: bool,
 }
 
 /// The figures of a signal.
@@ -153,6 +155,11 @@ fn violation(kind: Kind, limit: &EffectiveLimit, at: &Circumstance) -> Violation
         violation_type: violation_type.into(),
         source: source.into(),
         severity,
-        violation_kind: if at.anomaly { "ANOMALY" } else { "STANDARD" }.into(),
+        violation_kind: match (at.anomaly, at.diverges) {
+            (true, _) => "ANOMALY",
+            (false, true) => "DIVERGENCE",
+            (false, false) => "STANDARD",
+        }
+        .into(),
     }
 }

@@ -26,18 +26,14 @@ use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties, collect};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
+use crate::stream;
+
 /// Why a statement could not be prepared or run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The text does not compile against its slots.
-    #[error("{name} does not compile: {source}")]
-    Compile {
-        /// Name of the statement (its file).
-        name: String,
-        /// DataFusion's reason.
-        #[source]
-        source: Box<datafusion::error::DataFusionError>,
-    },
+    #[error(transparent)]
+    Compile(Box<stream::CompileError>),
     /// The output lacks a column the caller reads, or has it with another type.
     #[error("{name} must give the columns {expected}; it gives {given}")]
     Output {
@@ -82,9 +78,9 @@ pub struct Prepared {
 impl Prepared {
     /// Compiles `sql` over `slots`; `output` lists the columns the caller reads, each cast to the schema given.
     pub fn new(name: &str, sql: &str, slots: &[Slot<'_>], output: &SchemaRef) -> Result<Self, Error> {
-        let fail =
-            |source: datafusion::error::DataFusionError| Error::Compile { name: name.into(), source: Box::new(source) };
-        let config = SessionConfig::new().with_target_partitions(1).with_batch_size(65_536);
+        let fail = |error| Error::Compile(Box::new(stream::explain(name, &error)));
+        let mut config = SessionConfig::new().with_target_partitions(1).with_batch_size(65_536);
+        config.options_mut().sql_parser.collect_spans = true;
         let context = SessionContext::new_with_config(config);
         let mut contents = Vec::new();
         for slot in slots {
@@ -276,6 +272,17 @@ mod tests {
         let second = p.run(vec![batch(&l, &[&[2, 2], &[31, 32]]), batch(&r, &[&[2], &[31]])]).unwrap();
         assert_eq!(second.num_rows(), 2, "the second run must not see the first run's build side");
         assert_eq!(second.schema().field(0).name(), "v");
+    }
+
+    #[test]
+    fn what_does_not_compile_says_where() {
+        let slots = [Slot { name: "results", schema: schema(&["k"]), lookup: false }];
+        for (sql, line, column) in [("SELECT k\nFROM results WHERE kk > 1", 2, 20), ("SELECT k,,\nFROM results", 1, 10)]
+        {
+            let error = Prepared::new("x.sql", sql, &slots, &schema(&["k"])).err().unwrap();
+            let Error::Compile(error) = error else { panic!("{error}") };
+            assert_eq!((error.line, error.column), (Some(line), Some(column)), "{error}");
+        }
     }
 
     #[test]

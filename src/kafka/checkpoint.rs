@@ -8,7 +8,7 @@
 //! state value carries its checkpoint number and the number of its parts (0: the key is deleted), the mark a checksum over its
 //! JSON. A deleted key's records are removed with the checkpoint after the one that deleted it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,10 @@ pub struct Mark {
     pub steps_from: i64,
     /// Version of the core that wrote it.
     pub version: String,
+    /// Of how many partitions this is one; `None` in marks of programs that did not say. State of another number of partitions
+    /// is never taken for ours: most tenants' state would be missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<i32>,
 }
 
 /// Why a record could not be read.
@@ -76,8 +80,10 @@ impl Slots {
         let mut out = Vec::with_capacity(changes.len() + 1);
         let mut buried: Vec<_> = std::mem::take(&mut self.buried).into_iter().collect();
         buried.sort_unstable();
+        let looked_for = !buried.is_empty();
+        let changed: HashSet<&[u8]> = changes.iter().filter(|_| looked_for).map(|c| c.key.as_slice()).collect();
         for key in buried {
-            if changes.iter().any(|change| change.key == key) {
+            if changed.contains(key.as_slice()) {
                 continue;
             }
             // The old value goes before the word that it is deleted.
@@ -88,10 +94,13 @@ impl Slots {
             }
             self.second.remove(&hash(&key));
         }
-        let mut strays = std::mem::take(&mut self.strays);
+        drop(changed);
+        let mut strays: BTreeSet<_> = std::mem::take(&mut self.strays).into_iter().collect();
         for StateChange { key, value } in changes {
             let slot = self.flip(&key);
-            strays.retain(|stray| (stray.0, &stray.1) != (slot, &key));
+            let stray = (slot, key);
+            strays.remove(&stray);
+            let (slot, key) = stray;
             let before = self.parts.remove(&(slot, key.clone())).unwrap_or(1);
             let count = value.as_ref().map_or(0, |v| part_count(v.len()));
             let value = value.unwrap_or_default();
@@ -242,6 +251,16 @@ impl Assembly {
         Ok(())
     }
 
+    /// The mark as far as read.
+    pub fn mark(&self) -> Option<&Mark> {
+        self.mark.as_ref()
+    }
+
+    /// Whether the record is a mark, by its key.
+    pub fn is_mark(key: &[u8]) -> bool {
+        key.first() == Some(&MARK)
+    }
+
     /// The checkpoint as the last record leaves it.
     pub fn finish(self) -> Checkpoint {
         let mut whole = Checkpoint { mark: self.mark, ..Checkpoint::default() };
@@ -317,8 +336,7 @@ mod tests {
 
     #[test]
     fn the_mark_survives_and_a_damaged_one_is_refused() {
-        let mark =
-            Mark { checkpoint: 3, step: 9, now: 5, offsets: [1, 2, 3, -1], steps_from: 7, version: "0.1".into() };
+        let mark = Mark { partitions: Some(4), ..mark(3) };
         let (key, value) = encode_mark(&mark);
         assert_eq!(read(&[(key.clone(), value.clone())]).mark, Some(mark));
         let mut damaged = value.unwrap();
@@ -336,7 +354,15 @@ mod tests {
     }
 
     fn mark(checkpoint: u64) -> Mark {
-        Mark { checkpoint, step: 9, now: 5, offsets: [1, 2, 3, -1], steps_from: 7, version: "0.1".into() }
+        Mark {
+            checkpoint,
+            step: 9,
+            now: 5,
+            offsets: [1, 2, 3, -1],
+            steps_from: 7,
+            version: "0.1".into(),
+            partitions: None,
+        }
     }
 
     proptest! {
@@ -380,6 +406,15 @@ mod tests {
             prop_assert!(whole.broken.is_empty());
             prop_assert!(whole.state == model);
         }
+    }
+
+    #[test]
+    fn a_mark_of_a_program_that_did_not_say_of_how_many_partitions_it_is_reads_as_such() {
+        let json = br#"{"checkpoint":3,"step":9,"now":5,"offsets":[1,2,3,-1],"steps_from":7,"version":"0.1"}"#;
+        let mut value = vec![LAYOUT];
+        value.extend_from_slice(&crc32fast::hash(json).to_le_bytes());
+        value.extend_from_slice(json);
+        assert_eq!(decode_mark(&value), Ok(mark(3)));
     }
 
     #[test]

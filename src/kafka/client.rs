@@ -200,6 +200,8 @@ pub struct ShellConfig {
     pub restore_threads: usize,
     /// Read to the end offsets taken at the start, finish every partition, exit.
     pub until_end: bool,
+    /// Until-end runs: finishing closes every window. Without it the state stays as it is at the end.
+    pub close_windows: bool,
 }
 
 impl ShellConfig {
@@ -228,6 +230,7 @@ impl ShellConfig {
             prefetch_kbytes: 16_384,
             restore_threads: 2,
             until_end: false,
+            close_windows: true,
         }
     }
 

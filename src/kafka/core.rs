@@ -199,11 +199,24 @@ pub trait Core: Send {
     /// Takes one checkpointed key back. Unknown or older versions are counted and refused, never misread; a refused key
     /// leaves the rest usable.
     fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), CoreError>;
-    /// Called once after the last `restore` and before the first `step`.
+    /// Called once after the last `restore` and before the first `step`. An error says that something is missing: it is
+    /// counted like a refused key, and the core goes on with the rest.
     fn restored(&mut self) -> Result<(), CoreError>;
     /// The steps between the restored checkpoint and the offsets to go on from cannot be re-run (their input or record is
     /// gone): called once, after the replay gave up and before the next live step. What was missed makes results incomplete.
     fn history_gone(&mut self, _reason: &str) {}
+    /// The whole state, taken apart for `partitions` partitions (`topics resize`): share p is what partition p is to hold of it.
+    /// Ends the use of this core, which must be restored. What is of no single partition may be in every share.
+    ///
+    /// # Errors
+    /// A state key of which it is not known where it belongs.
+    fn split(&mut self, partitions: i32) -> Result<Vec<Vec<StateChange>>, CoreError>;
+    /// Takes back, in a new core, its shares of several cores' [`Core::split`]; in place of [`Core::restore`] and
+    /// [`Core::restored`]. The next [`Core::take_changes`] is a full one.
+    ///
+    /// # Errors
+    /// A key that is refused or missing: the state would not be whole.
+    fn join(&mut self, shares: Vec<Vec<StateChange>>) -> Result<(), CoreError>;
     /// Earliest wall time at which a step without input would do something (idle tenants, deadlines); `None`: never.
     fn next_deadline(&self) -> Option<Wall>;
 }

@@ -24,7 +24,7 @@ pub enum Error {
     /// Topics exist with partition counts that cannot work together.
     #[error(
         "topic {other} has {other_partitions} partitions but {telemetry} has {partitions}: they must be equal, because a tenant's records \
-         of both must meet at one owner; recreate {other}"
+         of both must meet at one owner; run `runwarden topics resize` again if it was broken off, else recreate {other}"
     )]
     Partitions {
         /// The telemetry topic.
@@ -84,6 +84,25 @@ pub enum Error {
         /// Size of key and value.
         bytes: usize,
     },
+    /// State that stands for another number of partitions than the topics have.
+    #[error(
+        "the state of partition {partition} is that of {found} partitions, but the topics have {partitions}: stop every sidecar \
+         of the group, then run `runwarden topics resize --partitions {partitions}`"
+    )]
+    Resized {
+        /// Partition.
+        partition: i32,
+        /// What the topics have.
+        partitions: i32,
+        /// What the state says.
+        found: i32,
+    },
+    /// A resize that cannot be done as asked; nothing was changed by what was refused.
+    #[error("{0}")]
+    Refused(String),
+    /// A resize that was broken off; the same command goes on where it stopped.
+    #[error("broken off: {0}; run the same command again, it goes on from here")]
+    BrokenOff(String),
     /// A setting only the mock takes was used on a real broker, or the other way round.
     #[error("{0}")]
     Unsupported(String),

@@ -4,7 +4,7 @@
 //! [`shell::Shell`] runs the loop on the calling thread: one consumer, one transactional producer, one core per owned
 //! partition. What a core decides, the record of the steps it took and the offsets it consumed commit as one transaction
 //! ([`transaction`]); its state goes to a compacted topic every few seconds ([`checkpoint`]) and comes back by reading that
-//! and re-running the recorded steps ([`restore`]).
+//! and re-running the recorded steps ([`restore`]). [`resize`] moves it when the number of partitions grows.
 
 pub mod checkpoint;
 pub mod client;
@@ -15,6 +15,7 @@ pub mod mock;
 pub mod produce;
 pub mod provision;
 pub mod reader;
+pub mod resize;
 pub mod shell;
 pub mod status;
 pub mod steps;
@@ -23,9 +24,11 @@ pub mod transaction;
 
 mod deadletter;
 mod group;
+mod hold;
 mod partition;
 mod restore;
 mod session;
+mod standing;
 mod waiting;
 
 pub use client::{BrokerKind, ClientSettings, GroupProtocol, ShellConfig, StartAt};

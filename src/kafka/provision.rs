@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client::{ClientSettings, Isolation, Logged};
@@ -122,6 +122,28 @@ impl Broker {
     /// For the broker at these settings.
     pub const fn new(client: ClientSettings) -> Self {
         Self { client }
+    }
+
+    /// Gives these topics `partitions` partitions, or with `only_validate` asks whether they could be.
+    ///
+    /// # Errors
+    /// A topic that has as many already, rights, a broker that cannot be reached.
+    pub fn grow(&self, topics: &[&str], partitions: i32, only_validate: bool) -> Result<(), Error> {
+        let count = usize::try_from(partitions).unwrap_or_default();
+        let wanted: Vec<_> = topics.iter().map(|topic| NewPartitions::new(topic, count)).collect();
+        let results = self.admin("cannot add partitions", async |admin, _| {
+            let options = AdminOptions::new()
+                .request_timeout(Some(Duration::from_secs(30)))
+                .operation_timeout(Some(Duration::from_secs(30)))
+                .validate_only(only_validate);
+            admin.create_partitions(&wanted, &options).await
+        })?;
+        for result in results {
+            if let Err((topic, code)) = result {
+                return Err(Error::broker(format!("cannot add partitions to {topic}"), KafkaError::AdminOp(code)));
+            }
+        }
+        Ok(())
     }
 
     /// Runs an admin call on a thread of its own: the caller may be inside an async runtime.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -100,6 +100,36 @@ impl Reader {
         };
         list.elements().iter().try_for_each(|e| e.error())?;
         Ok(topics.iter().map(offset).collect())
+    }
+
+    /// The first partition of a topic below `below` at which the group has a committed offset.
+    pub fn first_committed(&self, topic: &str, below: i32) -> Result<Option<i32>, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for partition in 0..below {
+            list.add_partition(topic, partition);
+        }
+        if list.count() == 0 {
+            return Ok(None);
+        }
+        let list = self.consumer.committed_offsets(list, CALL_TIMEOUT)?;
+        let elements = list.elements();
+        elements.iter().try_for_each(|e| e.error())?;
+        let committed = elements.iter().filter(|e| e.offset().to_raw().is_some_and(|raw| raw >= 0));
+        Ok(committed.map(|e| e.partition()).min())
+    }
+
+    /// The members a group has now, as (client id, host). A group of the KIP-848 protocol does not show them.
+    pub fn members(&self, group: &str) -> Result<Vec<(String, String)>, KafkaError> {
+        let list = self.consumer.fetch_group_list(Some(group), CALL_TIMEOUT)?;
+        let members = list.groups().iter().filter(|g| g.name() == group).flat_map(|g| g.members());
+        Ok(members.map(|m| (m.client_id().to_owned(), m.client_host().to_owned())).collect())
+    }
+
+    /// Commits an offset as nobody's member: works only while the group has no member, whatever its protocol.
+    pub fn commit_alone(&self, topic: &str, partition: i32, offset: i64) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+        self.consumer.commit(&list, CommitMode::Sync)
     }
 
     /// Calls `each` for every record of one partition from `from` to the end as it is when reached. Stops early when `each`

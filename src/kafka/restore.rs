@@ -37,6 +37,8 @@ pub(super) struct Job {
     pub(super) cancel: Arc<AtomicBool>,
     /// Session of the loop; results of an older one are dropped.
     pub(super) session: u64,
+    /// Whether the result is to name every key that the checkpoint holds.
+    pub(super) keep_keys: bool,
 }
 
 /// A restored partition.
@@ -55,6 +57,10 @@ pub(super) struct Restored {
     pub(super) steps_from: i64,
     /// A checkpoint is to be written at once: history was lost, or none exists yet.
     pub(super) checkpoint_now: bool,
+    /// What the checkpoint holds, where asked for.
+    pub(super) keys: Vec<Vec<u8>>,
+    /// What makes this less than the state there was: keys refused, history gone, steps that decided otherwise when run again.
+    pub(super) faults: Vec<String>,
 }
 
 /// What became of a job.
@@ -93,7 +99,7 @@ pub(super) fn work(plan: &Plan, jobs: &Receiver<Job>, outcomes: &Sender<Outcome>
                 Some(readers) => readers,
                 none => none.insert(Ends::new(&plan.config.client, &plan.config.group)?),
             };
-            Restore { plan, readers, job: &job, started: Instant::now(), keys: 0, bytes: 0, steps: 0, records: 0 }.run()
+            Restore::new(plan, readers, &job).run()
         }));
         let result = match attempt {
             Ok(Ok(restored)) => Ok(Some(Box::new(restored))),
@@ -111,7 +117,7 @@ pub(super) fn work(plan: &Plan, jobs: &Receiver<Job>, outcomes: &Sender<Outcome>
     }
 }
 
-enum Stop {
+pub(super) enum Stop {
     Cancelled,
     Failed(Error),
 }
@@ -122,18 +128,47 @@ impl From<Error> for Stop {
     }
 }
 
-struct Restore<'a> {
-    plan: &'a Plan,
+impl From<Stop> for Error {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Cancelled => Self::BrokenOff("a restore was cancelled".into()),
+            Stop::Failed(error) => error,
+        }
+    }
+}
+
+pub(super) struct Restore<'a> {
+    pub(super) plan: &'a Plan,
     readers: &'a Ends,
-    job: &'a Job,
+    pub(super) job: &'a Job,
     started: Instant,
     keys: u64,
     bytes: u64,
     steps: u64,
     records: u64,
+    faults: Vec<String>,
 }
 
-impl Restore<'_> {
+/// Faults kept for a report; all are told.
+const MAX_FAULTS: usize = 20;
+
+impl<'a> Restore<'a> {
+    pub(super) fn new(plan: &'a Plan, readers: &'a Ends, job: &'a Job) -> Self {
+        let (keys, bytes, steps, records) = Default::default();
+        Self { plan, readers, job, started: Instant::now(), keys, bytes, steps, records, faults: Vec::new() }
+    }
+
+    fn fault(&mut self, fault: impl Into<String>) {
+        if self.faults.len() < MAX_FAULTS {
+            self.faults.push(fault.into());
+        }
+    }
+
+    fn refuse(&mut self, reason: &str) {
+        self.fault(format!("a key is refused: {reason}"));
+        self.tell(Event::KeyRefused { partition: self.job.partition, reason });
+    }
+
     fn run(mut self) -> Result<Restored, Stop> {
         let Self { plan, job, .. } = self;
         let topics = &plan.config.topics;
@@ -143,17 +178,20 @@ impl Restore<'_> {
         self.await_stable(&topics.checkpoint)?;
         let steps_end = self.await_stable(&topics.steps)?;
         let Checkpoint { mark, state, slots, broken } = self.read_checkpoint()?;
+        self.check_count(mark.as_ref(), &committed)?;
         let mut core = (plan.factory)(partition, job.partitions).map_err(|source| Error::Core { partition, source })?;
         for (key, value) in &state {
             if let Err(error) = core.restore(key, value) {
-                self.tell(Event::KeyRefused { partition, reason: &error.to_string() });
+                self.refuse(&error.to_string());
             }
         }
         for _key in &broken {
-            self.tell(Event::KeyRefused { partition, reason: "parts of its value are missing" });
+            self.refuse("parts of its value are missing");
         }
-        drop(state);
-        core.restored().map_err(|source| Error::Core { partition, source })?;
+        let held = if job.keep_keys { state.into_keys().chain(broken).collect() } else { Vec::new() };
+        if let Err(error) = core.restored() {
+            self.refuse(&error.to_string());
+        }
 
         let steps_from = mark.as_ref().map_or(0, |m| m.steps_from);
         let recorded = self.read_steps(mark.as_ref(), steps_from)?;
@@ -208,9 +246,11 @@ impl Restore<'_> {
             plan.status.counters.history_gone.add(1);
             self.tell(Event::HistoryGone { partition, reason });
             core.history_gone(reason);
+            self.fault(format!("history is gone: {reason}"));
         }
         plan.status.counters.restores.add(1);
         let Self { keys, bytes, steps, records, started, .. } = self;
+        let faults = std::mem::take(&mut self.faults);
         self.tell(Event::Restored { partition, keys, bytes, steps, records, took: started.elapsed() });
         Ok(Restored {
             partition,
@@ -224,11 +264,13 @@ impl Restore<'_> {
             slots,
             steps_from: steps_end,
             checkpoint_now: gone.is_some(),
+            keys: held,
+            faults,
         })
     }
 
     /// Waits until a read_committed reader sees as far as anything was written; the end.
-    fn await_stable(&mut self, topic: &str) -> Result<i64, Stop> {
+    pub(super) fn await_stable(&mut self, topic: &str) -> Result<i64, Stop> {
         let partition = self.job.partition;
         let written = self.retry("read watermarks", |r| r.written(topic, partition))?;
         let mut alarm = Alarm::new(self.plan);
@@ -248,7 +290,7 @@ impl Restore<'_> {
         }
     }
 
-    fn read_checkpoint(&mut self) -> Result<Checkpoint, Stop> {
+    pub(super) fn read_checkpoint(&mut self) -> Result<Checkpoint, Stop> {
         let topic = self.plan.config.topics.checkpoint.as_str();
         let mut assembly = Assembly::default();
         let mut refused = 0_u64;
@@ -263,7 +305,7 @@ impl Restore<'_> {
         (self.keys, self.bytes) = (keys, bytes);
         if refused > 0 {
             let reason = format!("{refused} checkpoint records are damaged or of an unknown layout");
-            self.tell(Event::KeyRefused { partition: self.job.partition, reason: &reason });
+            self.refuse(&reason);
         }
         Ok(assembly.finish())
     }
@@ -288,13 +330,22 @@ impl Restore<'_> {
             };
         })?;
         if let Some(error) = damaged {
-            self.tell(Event::KeyRefused { partition, reason: &error.to_string() });
+            self.refuse(&error.to_string());
         }
         Ok(recorded)
     }
 
-    fn read(&self, topic: &str, from: Offset, mut each: impl FnMut(&[u8], Option<&[u8]>)) -> Result<(), Stop> {
-        let partition = self.job.partition;
+    fn read(&self, topic: &str, from: Offset, each: impl FnMut(&[u8], Option<&[u8]>)) -> Result<(), Stop> {
+        self.read_of(topic, self.job.partition, from, each)
+    }
+
+    pub(super) fn read_of(
+        &self,
+        topic: &str,
+        partition: i32,
+        from: Offset,
+        mut each: impl FnMut(&[u8], Option<&[u8]>),
+    ) -> Result<(), Stop> {
         let (low, high) = self.retry("read watermarks", |r| r.committed.watermarks(topic, partition))?;
         if low >= high {
             return Ok(());
@@ -444,6 +495,7 @@ impl Restore<'_> {
         self.plan.status.counters.replayed_steps.add(1);
         if version == core.version() && output.digest != step.digest {
             self.plan.status.counters.replay_mismatches.add(1);
+            self.fault(format!("step {} decided otherwise when run again", step.number));
             self.tell(Event::ReplayMismatch {
                 partition,
                 step: step.number,
@@ -471,7 +523,7 @@ impl Restore<'_> {
     }
 
     /// Calls until it works; a broker that is away is waited for.
-    fn retry<T>(&self, what: &str, call: impl Fn(&Ends) -> Result<T, KafkaError>) -> Result<T, Stop> {
+    pub(super) fn retry<T>(&self, what: &str, call: impl Fn(&Ends) -> Result<T, KafkaError>) -> Result<T, Stop> {
         let mut alarm = Alarm::new(self.plan);
         loop {
             match call(self.readers) {

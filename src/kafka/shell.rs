@@ -64,6 +64,12 @@ impl Control {
         deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
+    /// What is left of the time for a drain; nothing when none was given.
+    pub(super) fn left(&self) -> Duration {
+        let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
     /// As [`Control::expired`], asked by calls that wait for the broker: the loop is alive meanwhile.
     pub(super) fn waited_out(&self) -> bool {
         self.status.heartbeat.store(Wall::now().0, Ordering::Relaxed);

@@ -22,16 +22,16 @@ use crate::policy::Snapshot;
 /// Version of the payloads written here.
 const VERSION: u8 = 1;
 
-const WINDOWS: u8 = b'W';
-const MEMBERS: u8 = b'C';
-const DEDUP: u8 = b'D';
-const ALERTS: u8 = b'A';
-const INTERVENTIONS: u8 = b'I';
-const LEVELS: u8 = b'L';
-const RUNS: u8 = b'R';
-const CLOCKS: u8 = b'T';
-const SNAPSHOTS: u8 = b'S';
-const META: u8 = b'P';
+pub(super) const WINDOWS: u8 = b'W';
+pub(super) const MEMBERS: u8 = b'C';
+pub(super) const DEDUP: u8 = b'D';
+pub(super) const ALERTS: u8 = b'A';
+pub(super) const INTERVENTIONS: u8 = b'I';
+pub(super) const LEVELS: u8 = b'L';
+pub(super) const RUNS: u8 = b'R';
+pub(super) const CLOCKS: u8 = b'T';
+pub(super) const SNAPSHOTS: u8 = b'S';
+pub(super) const META: u8 = b'P';
 
 fn key(tag: u8, parts: &[&str]) -> Vec<u8> {
     let mut key = vec![tag];
@@ -39,7 +39,7 @@ fn key(tag: u8, parts: &[&str]) -> Vec<u8> {
     key
 }
 
-fn raw_key(tag: u8, rest: &[u8]) -> Vec<u8> {
+pub(super) fn raw_key(tag: u8, rest: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(rest.len() + 1);
     key.push(tag);
     key.extend_from_slice(rest);
@@ -54,7 +54,7 @@ fn wrap(payload: &[u8]) -> Vec<u8> {
     value
 }
 
-fn refuse(message: impl Into<String>) -> CoreError {
+pub(super) fn refuse(message: impl Into<String>) -> CoreError {
     CoreError { context: "cannot take checkpointed state back", message: message.into() }
 }
 
@@ -74,11 +74,12 @@ fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, CoreError> {
     serde_json::to_vec(value).map(|p| wrap(&p)).map_err(|e| refuse(e.to_string()))
 }
 
-fn from_json<T: DeserializeOwned>(value: &[u8]) -> Result<T, CoreError> {
+pub(super) fn from_json<T: DeserializeOwned>(value: &[u8]) -> Result<T, CoreError> {
     serde_json::from_slice(unwrap(value)?).map_err(|e| refuse(e.to_string()))
 }
 
-struct Changes(Vec<StateChange>);
+#[derive(Default)]
+pub(super) struct Changes(pub(super) Vec<StateChange>);
 
 impl Changes {
     /// What cannot be encoded is left out of the checkpoint: the older value and the recorded steps still give it back.
@@ -99,9 +100,15 @@ impl Changes {
 impl Partition {
     /// Everything that changed since the last call.
     pub(super) fn changes(&mut self) -> Vec<StateChange> {
-        let mut out = Changes(Vec::new());
+        let mut out = Changes::default();
         out.raw(WINDOWS, self.engine.take_changes());
         out.raw(MEMBERS, self.correlation.take_window_changes());
+        self.other_changes(&mut out);
+        out.0
+    }
+
+    /// Those outside the windows.
+    pub(super) fn other_changes(&mut self, out: &mut Changes) {
         out.raw(DEDUP, self.dedup.take_changes());
         for ((tenant, correlation_key), open) in self.correlation.take_changes() {
             let value = open.map(|o| (tenant.clone(), correlation_key.clone(), o));
@@ -136,7 +143,6 @@ impl Partition {
         }
         out.put(key(META, &["partition"]), Some(&self.meta));
         self.checkpoint_due = false;
-        out.0
     }
 
     /// Makes the next [`Self::changes`] a full one.
@@ -199,10 +205,9 @@ impl Partition {
     }
 
     /// After the last key: puts the restored snapshot in force; the configured one follows at the next live step if it is
-    /// another.
+    /// another. An error says what is missing: its results are incomplete, the rest is as it was.
     pub(super) fn taken_back(&mut self) -> Result<(), CoreError> {
-        self.engine.finish_restore().map_err(|e| refuse(e.to_string()))?;
-        self.correlation.restored().map_err(|e| refuse(e.to_string()))?;
+        let (windows, members) = (self.engine.finish_restore(), self.correlation.restored());
         let restored = self.limits.snapshots().find(|s| **s.id() == *self.meta.snapshot).cloned();
         if let Some(restored) = restored {
             self.limits.adopt(Arc::clone(&restored));
@@ -210,7 +215,7 @@ impl Partition {
         }
         self.runs.rebind();
         self.groups.forget();
-        Ok(())
+        windows.and(members).map_err(|e| refuse(e.to_string()))
     }
 }
 

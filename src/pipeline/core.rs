@@ -3,7 +3,7 @@
 use crate::clock::Wall;
 use crate::decide::records::{Decision, Kind};
 use crate::kafka::core::{Core, CoreError, OutRecord, StateChange, StepInput, StepOutput, Topic};
-use crate::pipeline::encode::{self, Digest};
+use crate::pipeline::encode::{self, Digest, Head};
 use crate::pipeline::partition::{Partition, Step};
 
 /// Version of the deciding code. Digests of another version are not compared on replay.
@@ -15,12 +15,14 @@ impl Partition {
         let source = &self.settings.source;
         let mut out = StepOutput::default();
         if let Some(snapshot) = &step.adopted {
+            let id = format!("{}/{}/{}", snapshot.id(), self.own.partition, step.now.0);
+            let head = Head { id, kind: "runwarden.snapshot.adopted".into(), time: step.now.0, subject: snapshot.id() };
             out.records.push(OutRecord {
                 topic: Topic::Policies,
                 partition: None,
                 key: format!("*/snapshot/{}", snapshot.id()).into_bytes(),
                 payload: Some(snapshot.to_json().into_bytes()),
-                headers: vec![("content-type".into(), b"application/json".to_vec())],
+                headers: head.headers(source),
             });
         }
         for decision in &step.decisions {
@@ -29,7 +31,7 @@ impl Partition {
                 Decision::Intervention(_) => true,
                 _ => false,
             };
-            out.records.push(encode::record(decision, source)?);
+            out.records.push(encode::record(decision, step.now, source)?);
         }
         for dead in &step.dead {
             out.records.push(OutRecord {
@@ -37,7 +39,7 @@ impl Partition {
                 partition: None,
                 key: dead.key.clone().or_else(|| dead.tenant_id.clone().map(String::into_bytes)).unwrap_or_default(),
                 payload: Some(dead.value.clone()),
-                headers: dead.headers(),
+                headers: encode::dead_letter(dead, step.now, source),
             });
         }
         out.records.extend(step.rekeyed.iter().cloned());
@@ -79,6 +81,14 @@ impl Core for Partition {
 
     fn restored(&mut self) -> Result<(), CoreError> {
         self.taken_back()
+    }
+
+    fn split(&mut self, partitions: i32) -> Result<Vec<Vec<StateChange>>, CoreError> {
+        self.taken_apart(partitions)
+    }
+
+    fn join(&mut self, shares: Vec<Vec<StateChange>>) -> Result<(), CoreError> {
+        self.put_together(shares)
     }
 
     fn next_deadline(&self) -> Option<Wall> {

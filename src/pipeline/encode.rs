@@ -5,12 +5,14 @@
 
 use serde::Serialize;
 
-use crate::decide::id::rfc3339;
+use crate::clock::Wall;
+use crate::decide::id::{part, rfc3339};
 use crate::decide::records::Decision;
 use crate::kafka::core::{CoreError, OutRecord, Topic};
+use crate::telemetry::DeadLetter;
 
-/// A decision as a record. `source` is the CloudEvents source of this deployment.
-pub fn record(decision: &Decision, source: &str) -> Result<OutRecord, CoreError> {
+/// A decision as a record. `now` is the step's clock, `source` the CloudEvents source of this deployment.
+pub fn record(decision: &Decision, now: Wall, source: &str) -> Result<OutRecord, CoreError> {
     match decision {
         Decision::Signal(s) => {
             let kind = format!("runwarden.signal.{}", s.kind.as_str().to_lowercase());
@@ -20,18 +22,13 @@ pub fn record(decision: &Decision, source: &str) -> Result<OutRecord, CoreError>
         Decision::Alert(a) => {
             let kind = format!("runwarden.alert.{}", a.status.as_str().to_lowercase());
             let id = format!("{}/{}", a.alert_id, a.revision);
-            event(
-                Topic::Alerts,
-                &a.tenant_id,
-                source,
-                &Head { id, kind, time: a.last_seen, subject: &a.alert_id },
-                &**a,
-            )
+            event(Topic::Alerts, &a.tenant_id, source, &Head { id, kind, time: now.0, subject: &a.alert_id }, &**a)
         }
         Decision::Intervention(i) => {
             let id = format!("{}/{}", i.intervention_id, i.revision);
             let kind = format!("runwarden.intervention.{}", i.kind.to_lowercase());
-            let head = Head { id, kind, time: i.created_at, subject: &i.target.id };
+            let time = if i.revision == 1 { i.created_at } else { now.0 };
+            let head = Head { id, kind, time, subject: &i.target.id };
             event(Topic::Interventions, &i.tenant_id, source, &head, &**i)
         }
         Decision::Audit(a) => {
@@ -43,7 +40,7 @@ pub fn record(decision: &Decision, source: &str) -> Result<OutRecord, CoreError>
             let head = Head {
                 id: format!("{}/{}", r.command_id, r.offset),
                 kind: "runwarden.command.result".into(),
-                time: 0,
+                time: now.0,
                 subject: &r.command_id,
             };
             event(Topic::CommandResults, &r.tenant_id, source, &head, &**r)
@@ -57,7 +54,7 @@ pub struct Head<'a> {
     pub id: String,
     /// `runwarden.<what>.<happened>`
     pub kind: String,
-    /// µs; 0 leaves it out.
+    /// µs
     pub time: i64,
     /// What it is about.
     pub subject: &'a str,
@@ -73,18 +70,38 @@ pub fn event(
 ) -> Result<OutRecord, CoreError> {
     let payload = serde_json::to_vec(value)
         .map_err(|e| CoreError { context: "cannot encode a decision", message: e.to_string() })?;
-    let mut headers = vec![
-        ("ce_id".to_owned(), head.id.clone().into_bytes()),
-        ("ce_source".to_owned(), source.as_bytes().to_vec()),
-        ("ce_type".to_owned(), head.kind.clone().into_bytes()),
-        ("ce_specversion".to_owned(), b"1.0".to_vec()),
-        ("ce_subject".to_owned(), crate::decide::id::part(head.subject).into_bytes()),
-        ("content-type".to_owned(), b"application/json".to_vec()),
-    ];
-    if head.time != 0 {
-        headers.insert(4, ("ce_time".to_owned(), rfc3339(head.time).into_bytes()));
-    }
+    let headers = head.headers(source);
     Ok(OutRecord { topic, partition: None, key: key.as_bytes().to_vec(), payload: Some(payload), headers })
+}
+
+impl Head<'_> {
+    /// The seven headers.
+    pub fn headers(&self, source: &str) -> Vec<(String, Vec<u8>)> {
+        vec![
+            ("ce_id".to_owned(), self.id.clone().into_bytes()),
+            ("ce_source".to_owned(), source.as_bytes().to_vec()),
+            ("ce_type".to_owned(), self.kind.clone().into_bytes()),
+            ("ce_specversion".to_owned(), b"1.0".to_vec()),
+            ("ce_time".to_owned(), rfc3339(self.time).into_bytes()),
+            ("ce_subject".to_owned(), part(self.subject).into_bytes()),
+            ("content-type".to_owned(), b"application/json".to_vec()),
+        ]
+    }
+}
+
+/// The headers of a dead letter: where it came from and why, and those of a CloudEvent. An input record has one dead letter,
+/// so its place names it.
+pub fn dead_letter(dead: &DeadLetter, now: Wall, source: &str) -> Vec<(String, Vec<u8>)> {
+    let place = format!("{}/{}/{}", part(&dead.origin.topic), dead.origin.partition, dead.origin.offset);
+    let kind = format!("runwarden.dead-letter.{}", dead.reason.as_str());
+    let mut headers = dead.headers();
+    headers.extend(Head { id: place.clone(), kind, time: now.0, subject: &place }.headers(source));
+    if serde_json::from_slice::<serde::de::IgnoredAny>(&dead.value).is_err() {
+        // kept as it came (`[telemetry] keep-undecodable`)
+        headers.retain(|(name, _)| name != "content-type");
+        headers.push(("content-type".to_owned(), b"application/octet-stream".to_vec()));
+    }
+    headers
 }
 
 /// FNV-1a over what a step says: stable over versions of the standard library, cheap, and order-sensitive.

@@ -71,6 +71,8 @@ pub struct Item {
     pub complete: bool,
     /// The metric's `cost_provenance`.
     pub cost_provenance: Option<String>,
+    /// The metric's `is_synthetic`: what a decision at close goes by, which no single row makes.
+    pub is_synthetic: Option<bool>,
     /// Its limit set.
     pub limit_set: u32,
     /// What the threshold SQL says.
@@ -121,6 +123,7 @@ pub fn items(
     let tenants = texts(&rows.rows, "tenant_id");
     let scopes = texts(&rows.rows, plan.scope.field());
     let provenance = texts(&rows.rows, "cost_provenance");
+    let synthetic = rows.rows.column_by_name("is_synthetic").and_then(|c| c.as_boolean_opt());
     for row in 0..rows.rows.num_rows() {
         let (Some(tenant), Some(scope_id)) = (text(tenants, row), text(scopes, row)) else { continue };
         let value = values.as_ref().filter(|v| !v.is_null(row)).map(|v| Amount(v.value(row)));
@@ -135,6 +138,7 @@ pub fn items(
             evidence: rows.evidence.get(row).copied().unwrap_or((i64::MAX, i64::MIN)),
             complete: rows.complete.get(row).copied().unwrap_or(true),
             cost_provenance: text(provenance, row).map(Into::into),
+            is_synthetic: synthetic.filter(|c| c.is_valid(row)).map(|c| c.value(row)),
             limit_set: u32::MAX,
             judged: Vec::new(),
         });
@@ -142,8 +146,15 @@ pub fn items(
     Ok(())
 }
 
-/// Windows that closed without a row, as items.
-pub fn empty_items(empty: &Empty, metric: usize, plan: &MetricPlan, out: &mut Vec<Item>) {
+/// Windows that closed without a row, as items. `whole` says of a tenant and a window's start whether the window saw every row
+/// of its time.
+pub fn empty_items(
+    empty: &Empty,
+    metric: usize,
+    plan: &MetricPlan,
+    whole: impl Fn(&str, Micros, u32) -> bool,
+    out: &mut Vec<Item>,
+) {
     let tenants = texts(&empty.keys, "tenant_id");
     let scopes = texts(&empty.keys, plan.scope.field());
     for (row, (window, at)) in empty.window.iter().zip(&empty.at).enumerate() {
@@ -157,8 +168,9 @@ pub fn empty_items(empty: &Empty, metric: usize, plan: &MetricPlan, out: &mut Ve
             window: *window,
             value: None,
             evidence: (i64::MAX, i64::MIN),
-            complete: true,
+            complete: whole(tenant, window.0, *at),
             cost_provenance: None,
+            is_synthetic: None,
             limit_set: u32::MAX,
             judged: Vec::new(),
         });

@@ -41,6 +41,8 @@ pub struct Set {
     pub floors: Vec<Option<(i128, usize)>>,
     /// FAIL_CLOSED could not order these.
     pub ambiguous: Vec<Ambiguity>,
+    /// It has floors only: those of every limit that may hold at some time.
+    lines: bool,
 }
 
 /// A combination as a key: the scope kind, its ids, the snapshots, and which time-bound policies are active.
@@ -51,6 +53,7 @@ struct Combination {
     ids: [Option<Arc<str>>; 5],
     snapshots: [Option<Arc<str>>; 2],
     active: Vec<u64>,
+    lines: bool,
 }
 
 /// The limit sets of a partition.
@@ -166,6 +169,20 @@ impl LimitSets {
         self.snapshots.values().any(|s| s.has_active_windows())
     }
 
+    /// Whether FAIL_CLOSED may find limits that it cannot order.
+    pub fn may_be_ambiguous(&self) -> bool {
+        self.snapshots.values().any(|s| s.may_be_ambiguous())
+    }
+
+    /// Whether any policy limits a metric of one of these groups.
+    pub fn cover<'g>(&mut self, tenant: &str, groups: impl IntoIterator<Item = (Scope, &'g str)>) -> bool {
+        let mut governed = |scope, id: &str| {
+            let number = self.of_group(scope, tenant, id, None);
+            self.get(number).is_some_and(|set| !set.limits.is_empty() || !set.ambiguous.is_empty())
+        };
+        governed(Scope::Tenant, tenant) || groups.into_iter().any(|(scope, id)| governed(scope, id))
+    }
+
     /// The limit set of a run's bound terms; `at` judges active times.
     pub fn of_run(&mut self, tenant: &str, run: &Run, at: Option<Micros>) -> u32 {
         let f = &run.fields;
@@ -177,6 +194,7 @@ impl LimitSets {
             ids: [f.project.clone(), f.agent.clone(), f.api_key.clone(), f.human.clone(), f.provider.clone()],
             snapshots: [Some(Arc::clone(&run.run_start)), Some(Arc::clone(&run.first_token))],
             active,
+            lines: false,
         };
         if let Some(&number) = self.known.get(&combination) {
             return number;
@@ -206,6 +224,7 @@ impl LimitSets {
             ids: [own(who.project), own(who.agent), own(who.api_key), own(who.human), own(who.provider)],
             snapshots: [None, None],
             active: active(&self.current, at),
+            lines: false,
         };
         if let Some(&number) = self.known.get(&combination) {
             return number;
@@ -213,6 +232,80 @@ impl LimitSets {
         let scopes = |name: &str| self.by_name.get(name).and_then(|i| self.metrics.get(*i)).map(|m| m.scope);
         let set = self.current.effective(&who, scope, &scopes, at, &|_| true);
         self.intern(combination, set)
+    }
+
+    /// A set of NEAR lines alone, lower than none that may ever hold for the run, whatever is active when and what wins then.
+    pub fn lines_of_run(&mut self, tenant: &str, run: &Run) -> u32 {
+        let f = &run.fields;
+        let combination = Combination {
+            scope: None,
+            tenant: tenant.into(),
+            ids: [f.project.clone(), f.agent.clone(), f.api_key.clone(), f.human.clone(), f.provider.clone()],
+            snapshots: [Some(Arc::clone(&run.run_start)), Some(Arc::clone(&run.first_token))],
+            active: Vec::new(),
+            lines: true,
+        };
+        if let Some(&number) = self.known.get(&combination) {
+            return number;
+        }
+        let who = Who {
+            tenant,
+            project: f.project.as_deref(),
+            agent: f.agent.as_deref(),
+            api_key: f.api_key.as_deref(),
+            human: f.human.as_deref(),
+            provider: f.provider.as_deref(),
+        };
+        let snapshots = [self.bound(&run.run_start), self.bound(&run.first_token), Arc::clone(&self.current)];
+        self.intern_lines(combination, &snapshots, &who, Scope::Run)
+    }
+
+    /// Likewise for a wider group.
+    pub fn lines_of_group(&mut self, scope: Scope, tenant: &str, id: &str) -> u32 {
+        let who = Who::of_group(scope, tenant, id);
+        let own = |v: Option<&str>| v.map(Arc::from);
+        let combination = Combination {
+            scope: Some(scope),
+            tenant: tenant.into(),
+            ids: [own(who.project), own(who.agent), own(who.api_key), own(who.human), own(who.provider)],
+            snapshots: [None, None],
+            active: Vec::new(),
+            lines: true,
+        };
+        if let Some(&number) = self.known.get(&combination) {
+            return number;
+        }
+        let current = [Arc::clone(&self.current)];
+        self.intern_lines(combination, &current, &who, scope)
+    }
+
+    fn intern_lines(
+        &mut self,
+        combination: Combination,
+        snapshots: &[Arc<Snapshot>],
+        who: &Who<'_>,
+        scope: Scope,
+    ) -> u32 {
+        let scopes = |name: &str| self.by_name.get(name).and_then(|i| self.metrics.get(*i)).map(|m| m.scope);
+        let mut floors: Vec<Option<(i128, usize)>> = vec![None; self.metrics.len()];
+        for (metric, line) in snapshots.iter().flat_map(|s| s.floors(who, scope, &scopes)) {
+            let Some(floor) = self.by_name.get(&*metric).and_then(|i| floors.get_mut(*i)) else { continue };
+            *floor = Some(floor.map_or((line.0, 1), |(low, count)| (low.min(line.0), count + 1)));
+        }
+        let mut hasher = FxHasher::default();
+        floors.hash(&mut hasher);
+        let alike = self.by_content.entry(hasher.finish()).or_default();
+        let same = alike
+            .iter()
+            .copied()
+            .find(|number| self.sets.get(*number as usize).is_some_and(|s| s.lines && s.floors == floors));
+        let number = same.unwrap_or_else(|| {
+            self.sets.push(Arc::new(Set { limits: Vec::new(), floors, ambiguous: Vec::new(), lines: true }));
+            let number = u32::try_from(self.sets.len() - 1).unwrap_or(u32::MAX);
+            alike.push(number);
+            number
+        });
+        self.remember(combination, number)
     }
 
     /// The `limits` table: at least the rows of the sets `used`.
@@ -268,7 +361,9 @@ impl LimitSets {
         let content = content(&limits);
         let alike = self.by_content.entry(content).or_default();
         let same = alike.iter().copied().find(|number| {
-            self.sets.get(*number as usize).is_some_and(|s| s.limits == limits && s.ambiguous == set.ambiguous)
+            self.sets
+                .get(*number as usize)
+                .is_some_and(|s| !s.lines && s.limits == limits && s.ambiguous == set.ambiguous)
         });
         let number = same.unwrap_or_else(|| {
             let mut floors = vec![None; self.metrics.len()];
@@ -278,12 +373,16 @@ impl LimitSets {
                 let (low, count) = floor.unwrap_or((i128::MAX, 0));
                 *floor = Some((low.min(limit.near_at.0), count + 1));
             }
-            self.sets.push(Arc::new(Set { limits, floors, ambiguous: set.ambiguous }));
+            self.sets.push(Arc::new(Set { limits, floors, ambiguous: set.ambiguous, lines: false }));
             self.lookup = None;
             let number = u32::try_from(self.sets.len() - 1).unwrap_or(u32::MAX);
             alike.push(number);
             number
         });
+        self.remember(combination, number)
+    }
+
+    fn remember(&mut self, combination: Combination, number: u32) -> u32 {
         if self.known.len() >= REMEMBERED {
             self.known.clear();
         }

@@ -7,6 +7,7 @@
 pub mod checkpoint;
 pub mod clocks;
 mod core;
+pub mod denial;
 pub mod encode;
 pub mod intake;
 pub mod judge;
@@ -15,6 +16,7 @@ pub mod overflow;
 pub mod partition;
 pub mod runs;
 pub mod simulate;
+mod split;
 pub mod watcher;
 
 pub use intake::{InputNames, Own};

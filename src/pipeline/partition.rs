@@ -4,32 +4,36 @@
 //! telemetry. Decides by calling the rooms that do: `stream` for windows, the threshold SQL for near and past, `decide` for
 //! levels, alerts and interventions. Invariant: (state, step input) → (state', decisions), nothing else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use datafusion::arrow::record_batch::RecordBatch;
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, Wall};
 use crate::decide::correlation::{self, Correlation, Entry, Member};
 use crate::decide::interventions::{Interventions, Outcome};
-use crate::decide::levels::{Change, Levels, Observation};
+use crate::decide::levels::{self, Change, Judged, Levels, Observation};
 use crate::decide::records::{CommandResult, Decision, Evidence, Kind, Place};
 use crate::decide::signals::{self, Circumstance, Figures};
 use crate::decide::sql::Prepared;
 use crate::kafka::core::{CoreError, Input, InputBatch, OutRecord, StepInput};
 use crate::pipeline::clocks::{Clocks, EndClock};
+use crate::pipeline::denial::{self, Denial};
 use crate::pipeline::intake::{self, InputNames, Own, Rows};
 use crate::pipeline::judge::{self, Item, MetricPlan};
 use crate::pipeline::limits::{LimitSets, MetricInfo};
 use crate::pipeline::overflow;
-use crate::pipeline::runs::{Bound, RunTable, Seen};
+use crate::pipeline::runs::{Bound, Run, RunKey, RunTable, Seen};
 use crate::pipeline::watcher::{GroupCache, Watcher};
 use crate::policy::{Mode, Scope, Snapshot};
 use crate::stream::{Emit, Engine, Metric, Output, Query, Window};
 use crate::telemetry::schema::col;
-use crate::telemetry::{Batch, DeadLetter, Decoder, Dedup, Reason, redacted_json};
+use crate::telemetry::{Batch, DeadLetter, Decoder, Dedup, Origin, Reason, redacted_json};
+
+/// Scopes of the groups an event belongs to, in the order of the fields of [`Seen`].
+const GROUPS: [Scope; 5] = [Scope::Project, Scope::Agent, Scope::ApiKey, Scope::HumanActor, Scope::Provider];
 
 /// Everything a core is made from; shared by the partitions of a process.
 pub struct Settings {
@@ -66,6 +70,8 @@ pub struct Settings {
 /// What one step gave, before it is encoded.
 #[derive(Debug, Default)]
 pub struct Step {
+    /// The step's clock.
+    pub now: Wall,
     /// In order.
     pub decisions: Vec<Decision>,
     /// What could not be processed.
@@ -230,23 +236,26 @@ impl Partition {
             step.counts.records[batch.input as usize] += batch.records.len() as u64;
             match batch.input {
                 Input::Commands => refuse_commands(batch, &mut step),
-                Input::Outcomes => self.take_outcomes(batch, now, &mut step),
-                Input::Telemetry | Input::Repartition => {}
+                Input::Outcomes | Input::Telemetry | Input::Repartition => {}
             }
         }
+        self.take_outcomes(&input.inputs, now, &mut step);
         let idle = if tick { self.clocks.idle(self.settings.idle_timeout, &self.meta.end) } else { Vec::new() };
         for (tenant, clock) in &idle {
             let watermark = clock.saturating_sub(self.settings.stream.lateness);
             self.dedup.expire(tenant, watermark);
             self.runs.expire(tenant, *clock);
+            for (tenant, run) in self.runs.take_denied() {
+                self.interventions.admit(&tenant, &run);
+            }
             let output =
                 self.engine.advance(tenant, watermark).map_err(|e| core_error("cannot advance the windows")(&e))?;
-            self.decide(output, &Around::none(now), &mut step, &mut entries)?;
+            self.decide(output, &mut Around::none(now), &mut step, &mut entries)?;
         }
         self.take_telemetry(&input.inputs, now, &mut step, &mut entries)?;
         if input.finish {
             let output = self.engine.close_all().map_err(|e| core_error("cannot close the windows")(&e))?;
-            self.decide(output, &Around::none(Wall(self.meta.now)), &mut step, &mut entries)?;
+            self.decide(output, &mut Around::none(Wall(self.meta.now)), &mut step, &mut entries)?;
         }
         self.runs.settle();
         let clocks = &self.clocks;
@@ -259,6 +268,7 @@ impl Partition {
             .step(entries, clock_of, input.finish)
             .map_err(|e| core_error("cannot correlate alerts")(&e))?;
         step.decisions.extend(alerts.into_iter().map(|a| Decision::Alert(Box::new(a))));
+        step.now = Wall(self.meta.now);
         Ok(step)
     }
 
@@ -294,12 +304,14 @@ impl Partition {
         self.groups.forget();
         let used = self.runs.snapshots();
         self.dirty_snapshots.extend(self.limits.release(&used));
-        let limits = &self.limits;
+        let (limits, plans) = (&self.limits, &self.plans);
         let ended = self.levels.retain(|line, up| {
-            limits
-                .snapshots()
-                .any(|s| s.holds(&line.policy_tenant, &line.policy_id, line.policy_version, &line.limit_id))
-                && *up.limit.metric == *line.metric
+            let holds =
+                |s: &Snapshot| s.holds(&line.policy_tenant, &line.policy_id, line.policy_version, &line.limit_id);
+            // a run keeps the terms it is bound to; a wider group is under those of the step
+            let bound = plans.iter().any(|p| p.name == line.metric && p.scope == Scope::Run);
+            let held = if bound { limits.snapshots().any(|s| holds(s)) } else { holds(limits.current()) };
+            held && *up.limit.metric == *line.metric
         });
         let around = Around::none(now);
         for change in ended {
@@ -309,11 +321,22 @@ impl Partition {
         step.adopted = Some(snapshot);
     }
 
-    fn take_outcomes(&mut self, batch: &InputBatch<'_>, now: Wall, step: &mut Step) {
-        for record in &batch.records {
-            let tenant = record.key.and_then(|k| std::str::from_utf8(k).ok());
+    fn take_outcomes(&mut self, inputs: &[InputBatch<'_>], now: Wall, step: &mut Step) {
+        for (input, tenant, record) in intake::outcomes(inputs, self.own, &mut step.rekeyed) {
             let outcome = record.payload.and_then(|p| serde_json::from_slice::<Outcome>(p).ok());
-            let (Some(tenant), Some(outcome)) = (tenant, outcome) else { continue };
+            let (Some(tenant), Some(outcome)) = (tenant, outcome) else {
+                // never the parser's own words: they hold values
+                let message = match tenant {
+                    None => "the key of an outcome must be its tenant",
+                    Some(_) => "an outcome is JSON with intervention_id and state ACKNOWLEDGED, SUCCEEDED or FAILED",
+                };
+                let names = &self.settings.inputs;
+                let topic = if input == Input::Outcomes { &names.outcomes } else { &names.repartition };
+                let (partition, offset) = (self.own.partition, record.offset);
+                let origin = Origin { input: input as u8, topic: Arc::clone(topic), partition, offset };
+                self.decoder.reject(origin, Reason::Decode, message, record.payload.unwrap_or_default());
+                continue;
+            };
             if let Some(record) = self.interventions.report(tenant, &outcome, now) {
                 step.decisions.push(Decision::Intervention(Box::new(record)));
             }
@@ -350,6 +373,7 @@ impl Partition {
         let mut watcher = Watcher {
             plans: &self.plans,
             limits: &mut self.limits,
+            runs: &self.runs,
             run_sets: &around.run_sets,
             levels: &self.levels,
             groups: &mut self.groups,
@@ -373,7 +397,8 @@ impl Partition {
             }
         }
         around.batch = Some(batch);
-        self.decide(output, &around, step, entries)?;
+        self.decide(output, &mut around, step, entries)?;
+        self.settle_denials(u32::MAX, &mut around, step);
         let tenants: BTreeSet<Arc<str>> = std::mem::take(&mut around.tenants);
         for tenant in tenants {
             self.clocks.touch(&tenant);
@@ -389,6 +414,7 @@ impl Partition {
         let fields =
             [col::PROJECT_ID, col::AGENT_ID, col::API_KEY_ID, col::HUMAN_ACTOR_ID, col::PROVIDER].map(|c| rows.text(c));
         let count = batch.rows.num_rows();
+        let (timed, ambiguous) = (self.limits.timed(), self.limits.may_be_ambiguous());
         let mut around = Around::none(now);
         around.clocks.reserve(count);
         around.run_sets.reserve(count);
@@ -403,36 +429,63 @@ impl Partition {
             if !around.tenants.contains(tenant) {
                 around.tenants.insert(tenant.into());
             }
+            let fields = fields.map(|c| intake::get(c, row));
             let Some(run_id) = intake::get(runs, row) else {
                 around.run_sets.push(u32::MAX);
                 around.run_agents.push(None);
+                let groups = GROUPS.into_iter().zip(fields).filter_map(|(scope, id)| Some((scope, id?)));
+                step.counts.uncovered += u64::from(!self.limits.cover(tenant, groups));
                 continue;
             };
-            let seen = Seen {
-                tenant,
-                run: run_id,
-                event_type: intake::get(types, row).unwrap_or_default(),
-                time,
-                clock,
-                fields: fields.map(|c| intake::get(c, row)),
-            };
+            let event_type = intake::get(types, row).unwrap_or_default();
+            let seen = Seen { tenant, run: run_id, event_type, time, fields };
+            self.runs.expire(tenant, clock);
+            for (tenant, run) in self.runs.take_denied() {
+                let row = u32::try_from(row).unwrap_or(u32::MAX);
+                around.denials.push_back(Denial { row, tenant, run, time, why: None });
+            }
             let (bound, run) = self.runs.observe(seen, &snapshot);
+            if let Some(before) = run.before.take()
+                && let Ok(row) = u32::try_from(row)
+            {
+                around.history.entry((tenant.into(), run_id.into())).or_default().push((row, before));
+            }
             around.run_agents.push(run.fields.agent.clone());
             let set = match run.limit_set {
-                Some(set) => set,
-                None => {
-                    let set = self.limits.of_run(tenant, run, None);
-                    run.limit_set = Some(set);
+                Some(set) if !timed => set,
+                _ => {
+                    let set = self.limits.of_run(tenant, run, timed.then_some(time));
+                    run.limit_set = (!timed).then_some(set);
                     set
                 }
             };
             if bound == Bound::Changed {
                 around.changed.insert((tenant.into(), run_id.into()));
+                // only where limits have times are lines of runs remembered by group
+                if timed {
+                    self.groups.forget();
+                }
             }
-            if self.limits.get(set).is_none_or(|s| s.limits.is_empty()) {
-                step.counts.uncovered += 1;
+            if self.limits.get(set).is_none_or(|s| s.limits.is_empty() && s.ambiguous.is_empty()) {
+                let groups = run.fields.groups();
+                let groups = groups.iter().filter_map(|(scope, id)| Some((*scope, id.as_deref()?)));
+                let limits = &mut self.limits;
+                let covered = *run.covered.get_or_insert_with(|| limits.cover(tenant, groups));
+                step.counts.uncovered += u64::from(!covered);
+            }
+            if (ambiguous || run.denied)
+                && let Ok(row) = u32::try_from(row)
+                && let Some(denial) = denial::judge(row, &seen, run, &mut self.limits)
+            {
+                self.runs.touch(tenant, run_id);
+                around.denials.push_back(denial);
             }
             around.run_sets.push(set);
+        }
+        for (tenant, run) in self.runs.take_denied() {
+            let (row, time) =
+                (u32::try_from(count).unwrap_or(u32::MAX), self.clocks.highest(&tenant).unwrap_or_default());
+            around.denials.push_back(Denial { row, tenant, run, time, why: None });
         }
         around
     }
@@ -441,7 +494,7 @@ impl Partition {
     fn decide(
         &mut self,
         output: Output,
-        around: &Around,
+        around: &mut Around,
         step: &mut Step,
         entries: &mut Vec<Entry>,
     ) -> Result<(), CoreError> {
@@ -463,7 +516,8 @@ impl Partition {
             judge::items(closed, closed.query, plan, true, &mut items).map_err(|e| failed(&e))?;
         }
         for empty in &output.empty {
-            judge::empty_items(empty, empty.query, &self.plans[empty.query], &mut items);
+            let whole = |tenant: &str, start, at| self.engine.whole(&output, empty.query, tenant, start, at);
+            judge::empty_items(empty, empty.query, &self.plans[empty.query], whole, &mut items);
         }
         for (key_set, group) in &output.freed {
             self.groups.free(*key_set, *group);
@@ -481,6 +535,7 @@ impl Partition {
         items.sort_by(Item::order);
         judge::judge(&mut items, &self.plans, &mut self.limits, &mut self.thresholds).map_err(|e| failed(&e))?;
         for item in items {
+            self.settle_denials(item.at, around, step);
             let plans = Arc::clone(&self.plans);
             let plan = &plans[item.metric];
             let agent = self.agent(plan.scope, &item, around);
@@ -491,9 +546,10 @@ impl Partition {
                 scope_id: &item.scope_id,
                 window: item.window,
                 closed: item.closed,
-                run_ended: self.run_ended(plan.scope, &item),
+                run_ended: self.run_ended(plan.scope, &item, around),
+                complete: item.complete,
                 agent: agent.as_deref(),
-                is_synthetic: around.synthetic(item.at),
+                is_synthetic: around.synthetic(&item),
                 value: item.value,
                 judged: item.judged.clone(),
             };
@@ -507,19 +563,33 @@ impl Partition {
     fn limit_set(&mut self, item: &Item, around: &Around) -> u32 {
         let scope = self.plans[item.metric].scope;
         let timed = self.limits.timed();
-        let at = timed.then(|| around.time(item).unwrap_or(item.window.1));
+        let row = if item.closed { None } else { around.time(item) };
+        let at = timed.then(|| row.unwrap_or(item.window.1));
         if scope != Scope::Run {
             return self.limits.of_group(scope, &item.tenant, &item.scope_id, at);
         }
         if !item.closed
-            && !timed
             && let Some(&set) = around.run_sets.get(item.at as usize)
         {
             return set;
         }
-        match self.runs.of_window(&item.tenant, &item.scope_id, item.window.0) {
+        match around.as_of(item).or_else(|| self.runs.get(&item.tenant, &item.scope_id)) {
             Some(run) => self.limits.of_run(&item.tenant, run, at),
             None => u32::MAX,
+        }
+    }
+
+    /// Orders and ends what ambiguous terms ask for, up to a row: what the row itself decides comes after.
+    fn settle_denials(&mut self, until: u32, around: &mut Around, step: &mut Step) {
+        while let Some(denial) = around.denials.pop_front_if(|d| d.row <= until) {
+            let Denial { row, tenant, run, time, why } = denial;
+            match why {
+                Some(why) => {
+                    let issued = self.interventions.deny(&tenant, &run, &why, time, around.now_at(row));
+                    step.decisions.extend(issued.map(|i| Decision::Intervention(Box::new(i))));
+                }
+                None => self.interventions.admit(&tenant, &run),
+            }
         }
     }
 
@@ -529,31 +599,27 @@ impl Partition {
             Scope::Run if !item.closed && (item.at as usize) < around.run_agents.len() => {
                 around.run_agents[item.at as usize].as_deref().map(Into::into)
             }
-            Scope::Run => self
-                .runs
-                .of_window(&item.tenant, &item.scope_id, item.window.0)?
-                .fields
-                .agent
-                .as_deref()
-                .map(Into::into),
+            Scope::Run => {
+                let run = around.as_of(item).or_else(|| self.runs.get(&item.tenant, &item.scope_id))?;
+                run.fields.agent.as_deref().map(Into::into)
+            }
             _ => None,
         }
     }
 
-    fn run_ended(&self, scope: Scope, item: &Item) -> bool {
-        scope == Scope::Run
-            && item.closed
-            && self
-                .runs
-                .of_window(&item.tenant, &item.scope_id, item.window.0)
-                .is_some_and(|r| r.ends.contains(&item.window.1))
+    fn run_ended(&self, scope: Scope, item: &Item, around: &Around) -> bool {
+        if scope != Scope::Run || !item.closed {
+            return false;
+        }
+        let run = around.as_of(item).or_else(|| self.runs.get(&item.tenant, &item.scope_id));
+        run.is_some_and(|r| r.ends.contains(&item.window.1))
     }
 
     fn evidence(&self, item: &Item) -> Evidence {
         let place = |position| {
-            let (input, offset) = intake::place(position)?;
+            let (partition, input, offset) = intake::place(position, self.own.partition)?;
             let topic = self.settings.inputs.of(input).to_string();
-            Some(Place { topic, partition: self.own.partition, offset })
+            Some(Place { topic, partition, offset })
         };
         Evidence { first: place(item.evidence.0), last: place(item.evidence.1) }
     }
@@ -575,11 +641,16 @@ impl Partition {
             evidence: item.map_or(Evidence { first: None, last: None }, |i| self.evidence(i)),
             cost_provenance: item.and_then(|i| i.cost_provenance.clone()),
             complete: item.is_none_or(|i| i.complete),
-            is_synthetic: item.is_some_and(|i| around.synthetic(i.at)),
+            is_synthetic: item.is_some_and(|i| around.synthetic(i)),
             anomaly: plan.is_some_and(|p| p.anomaly),
+            diverges: match (&change, item) {
+                (Change::Raised { judged, .. }, Some(item)) => diverges(judged, &item.judged),
+                _ => false,
+            },
         };
         match change {
-            Change::Raised { line, kind, judged } => {
+            Change::Raised { line, began, kind, judged } => {
+                let level = levels::cause(&line, began);
                 let figures = Figures {
                     value: item.and_then(|i| i.value),
                     utilization: judged.utilization,
@@ -588,7 +659,7 @@ impl Partition {
                 let signal = signals::raised(&line, kind, &judged.limit, figures, &at);
                 if kind == Kind::Breach {
                     if judged.limit.intervenes() {
-                        let issued = self.interventions.issue(&signal, at.now);
+                        let issued = self.interventions.issue(&signal, level.clone(), at.now);
                         step.decisions.extend(issued.map(|i| Decision::Intervention(Box::new(i))));
                     } else if judged.limit.mode == Mode::Audit {
                         let shadow = Interventions::shadow(&signal, at.now);
@@ -606,6 +677,7 @@ impl Partition {
                         channels: judged.limit.alerts.channels.clone(),
                         min_interval: correlation::interval(judged.limit.alerts.min_alert_interval_seconds.into()),
                         clock,
+                        level,
                     })));
                 }
                 step.decisions.push(Decision::Signal(Box::new(signal)));
@@ -616,16 +688,26 @@ impl Partition {
                 let overshoot = value.and_then(|v| v.over(up.limit.max));
                 let figures = Figures { value, utilization, overshoot };
                 let signal = signals::resolved(&line, &up, reason, figures, &at);
-                if up.level == Kind::Breach && up.limit.intervenes() {
-                    self.interventions.release(&signal);
-                }
-                if up.limit.mode != Mode::Audit {
-                    entries.push(Entry::Down(line.tenant.clone(), correlation::cause(&signal)));
+                for began in &up.began {
+                    let level = levels::cause(&line, *began);
+                    self.interventions.release(&line.tenant, &level);
+                    if up.limit.mode != Mode::Audit {
+                        entries.push(Entry::Down(line.tenant.clone(), level));
+                    }
                 }
                 step.decisions.push(Decision::Signal(Box::new(signal)));
             }
         }
     }
+}
+
+/// Whether a shadow limit stands at another level than what is enforced on the same metric and scope.
+fn diverges(shadow: &Judged, all: &[Judged]) -> bool {
+    if shadow.limit.mode != Mode::Audit {
+        return false;
+    }
+    let enforced = all.iter().filter(|j| j.limit.enforcing()).map(|j| j.level).max();
+    enforced.is_some_and(|level| level != shadow.level)
 }
 
 /// The rows around a decision: what an item's `at` refers to.
@@ -642,6 +724,10 @@ struct Around {
     row_now: Vec<Micros>,
     /// Runs whose terms changed inside the batch.
     changed: HashSet<(Box<str>, Box<str>)>,
+    /// What those runs were before the rows that changed them.
+    history: HashMap<RunKey, Vec<(u32, Box<Run>)>>,
+    /// Runs to stop, or no longer, because of ambiguous terms; by row.
+    denials: VecDeque<Denial>,
     tenants: BTreeSet<Arc<str>>,
 }
 
@@ -655,13 +741,29 @@ impl Around {
             run_agents: Vec::new(),
             row_now: Vec::new(),
             changed: HashSet::new(),
+            history: HashMap::new(),
+            denials: VecDeque::new(),
             tenants: BTreeSet::new(),
         }
     }
 
+    /// The run as it was when its window closed, if later rows of the batch changed it.
+    fn as_of(&self, item: &Item) -> Option<&Run> {
+        if self.history.is_empty() {
+            return None;
+        }
+        let changes = self.history.get(&(Box::from(&*item.tenant), Box::from(&*item.scope_id)))?;
+        changes.iter().find(|(row, _)| *row > item.at).map(|(_, run)| &**run)
+    }
+
     /// The step's clock when the item was decided.
     fn now(&self, item: Option<&Item>) -> Wall {
-        item.and_then(|i| self.row_now.get(i.at as usize)).map_or(self.now, |at| Wall(*at))
+        item.map_or(self.now, |i| self.now_at(i.at))
+    }
+
+    /// The step's clock at a row.
+    fn now_at(&self, row: u32) -> Wall {
+        self.row_now.get(row as usize).map_or(self.now, |at| Wall(*at))
     }
 
     fn time(&self, item: &Item) -> Option<Micros> {
@@ -670,9 +772,13 @@ impl Around {
         (row < batch.rows.num_rows()).then(|| Rows::new(&batch.rows).time.value(row))
     }
 
-    fn synthetic(&self, at: u32) -> bool {
+    /// Of the row that crossed; at close of the window as its metric says, since the row that closed it is any.
+    fn synthetic(&self, item: &Item) -> bool {
+        if item.closed {
+            return item.is_synthetic.unwrap_or(false);
+        }
         let Some(batch) = self.batch.as_ref() else { return false };
-        let row = at as usize;
+        let row = item.at as usize;
         row < batch.rows.num_rows() && Rows::new(&batch.rows).synthetic(row)
     }
 

@@ -13,6 +13,7 @@ use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, SECOND};
+use crate::policy::Scope;
 
 /// End markers remembered per run.
 const ENDS: usize = 16;
@@ -54,9 +55,31 @@ pub struct Run {
     pub last: Micros,
     /// Event times of `run.completed` and `run.failed`: the latest [`ENDS`] of them. More than one when the id is used again.
     pub ends: BTreeSet<Micros>,
+    /// It stands stopped, because the terms it is bound to are ambiguous.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub denied: bool,
     /// Interned arbitration of the moment; not state, found again after a restart.
     #[serde(skip)]
     pub limit_set: Option<u32>,
+    /// Whether any policy governs it or a group it belongs to, where that has been asked; not state either.
+    #[serde(skip)]
+    pub covered: Option<bool>,
+    /// What it was before the row that changed its identity or binding, until someone takes it; not state either.
+    #[serde(skip)]
+    pub before: Option<Box<Self>>,
+}
+
+impl Fields {
+    /// The groups a run with these fields belongs to, beside its tenant.
+    pub fn groups(&self) -> [(Scope, Option<Arc<str>>); 5] {
+        [
+            (Scope::Agent, self.agent.clone()),
+            (Scope::ApiKey, self.api_key.clone()),
+            (Scope::HumanActor, self.human.clone()),
+            (Scope::Project, self.project.clone()),
+            (Scope::Provider, self.provider.clone()),
+        ]
+    }
 }
 
 /// One row's view of its run.
@@ -70,8 +93,6 @@ pub struct Seen<'a> {
     pub event_type: &'a str,
     /// Event time.
     pub time: Micros,
-    /// The tenant's highest event time, this row's included.
-    pub clock: Micros,
     /// Project, agent, key, human, provider.
     pub fields: [Option<&'a str>; 5],
 }
@@ -100,6 +121,7 @@ impl Equivalent<RunKey> for RunRef<'_> {
     }
 }
 
+type Gone = HashMap<RunKey, Run, FxBuildHasher>;
 type Runs = HashMap<Box<str>, Run, FxBuildHasher>;
 
 /// All runs of a partition.
@@ -110,7 +132,8 @@ pub struct RunTable {
     tenants: HashMap<Box<str>, Tenant, FxBuildHasher>,
     dirty: BTreeSet<RunKey>,
     /// Forgotten in this step.
-    gone: HashMap<RunKey, Vec<Run>, FxBuildHasher>,
+    gone: Gone,
+    denied: Vec<RunKey>,
     forgotten: u64,
 }
 
@@ -171,31 +194,28 @@ impl RunTable {
             most,
             tenants: HashMap::default(),
             dirty: BTreeSet::new(),
-            gone: HashMap::default(),
+            gone: Gone::default(),
+            denied: Vec::new(),
             forgotten: 0,
         }
     }
 
     /// Takes one row; `snapshot` is in force.
     pub fn observe(&mut self, seen: Seen<'_>, snapshot: &Arc<str>) -> (Bound, &mut Run) {
-        self.expire(seen.tenant, seen.clock);
-        let (retention, dirty, gone) = (self.retention, &mut self.dirty, &mut self.gone);
+        let (retention, dirty, gone, denied) = (self.retention, &mut self.dirty, &mut self.gone, &mut self.denied);
         let tenant = self.tenants.entry_ref(seen.tenant).or_default();
         if tenant.runs.len() >= self.most && !tenant.runs.contains_key(seen.run) {
             self.forgotten += 1;
-            tenant.forget(None, retention, &mut |id, run| {
-                dirty.insert((seen.tenant.into(), id.clone()));
-                gone.entry((seen.tenant.into(), id)).or_default().push(run);
-            });
+            tenant.forget(None, retention, &mut |id, run| forgotten(seen.tenant, id, run, dirty, gone, denied));
         }
         let mut bound = Bound::Same;
         let Tenant { runs, expiry, due } = tenant;
         let run = match runs.entry_ref(seen.run) {
             hashbrown::hash_map::EntryRef::Occupied(entry) => entry.into_mut(),
             hashbrown::hash_map::EntryRef::Vacant(entry) => {
-                // one that this very batch made forgotten has rows under other terms in it
-                let again = !gone.is_empty() && gone.contains_key(&RunRef(seen.tenant, seen.run));
-                bound = if again { Bound::Changed } else { Bound::New };
+                // one that this very step made forgotten has rows under other terms in it
+                let again = if gone.is_empty() { None } else { gone.remove(&RunRef(seen.tenant, seen.run)) };
+                bound = if again.is_some() { Bound::Changed } else { Bound::New };
                 let hour = bucket(seen.time);
                 expiry.entry(hour).or_default().insert(seen.run.into());
                 *due = (*due).min(expires(hour, retention));
@@ -206,18 +226,30 @@ impl RunTable {
                     first: seen.time,
                     last: seen.time,
                     ends: BTreeSet::new(),
+                    denied: false,
                     limit_set: None,
+                    covered: None,
+                    before: again.map(Box::new),
                 })
             }
         };
+        let identity = differs(&run.fields, seen.fields);
+        let binding = match seen.event_type {
+            "run.started" => run.run_start != *snapshot,
+            "run.first_token" => run.first_token != *snapshot,
+            _ => false,
+        };
+        if (identity || binding) && bound == Bound::Same {
+            run.before = Some(Box::new(run.clone()));
+        }
         let mut touched = bound != Bound::Same;
         match seen.event_type {
-            "run.started" if run.run_start != *snapshot => {
+            "run.started" if binding => {
                 run.run_start = Arc::clone(snapshot);
                 touched = true;
                 bound = bound.max(Bound::Changed);
             }
-            "run.first_token" if run.first_token != *snapshot => {
+            "run.first_token" if binding => {
                 run.first_token = Arc::clone(snapshot);
                 touched = true;
                 bound = bound.max(Bound::Changed);
@@ -230,7 +262,8 @@ impl RunTable {
             }
             _ => {}
         }
-        if merge(&mut run.fields, seen.fields) {
+        if identity {
+            merge(&mut run.fields, seen.fields);
             touched = true;
             bound = bound.max(Bound::Changed);
         }
@@ -242,6 +275,7 @@ impl RunTable {
         run.last = run.last.max(seen.time);
         if bound != Bound::Same {
             run.limit_set = None;
+            run.covered = None;
         }
         if touched {
             self.dirty.insert((seen.tenant.into(), seen.run.into()));
@@ -249,16 +283,10 @@ impl RunTable {
         (bound, run)
     }
 
-    /// The run, if it is known.
+    /// The run, if it is known, or was until this step made it forgotten.
     pub fn get(&self, tenant: &str, run: &str) -> Option<&Run> {
-        self.tenants.get(tenant)?.runs.get(run)
-    }
-
-    /// The run that a window starting at `start` is of: as it is known, or as it was before this step made it forgotten.
-    pub fn of_window(&self, tenant: &str, run: &str, start: Micros) -> Option<&Run> {
-        let gone = if self.gone.is_empty() { None } else { self.gone.get(&RunRef(tenant, run)) };
-        let before = gone.into_iter().flatten().find(|r| start <= r.last);
-        before.or_else(|| self.get(tenant, run))
+        let known = self.tenants.get(tenant).and_then(|t| t.runs.get(run));
+        known.or_else(|| if self.gone.is_empty() { None } else { self.gone.get(&RunRef(tenant, run)) })
     }
 
     /// Another snapshot is in force: every limit set is found anew.
@@ -266,13 +294,19 @@ impl RunTable {
         for tenant in self.tenants.values_mut() {
             for run in tenant.runs.values_mut() {
                 run.limit_set = None;
+                run.covered = None;
             }
         }
     }
 
+    /// Notes that a run changed outside [`Self::observe`].
+    pub fn touch(&mut self, tenant: &str, run: &str) {
+        self.dirty.insert((tenant.into(), run.into()));
+    }
+
     /// The step is decided: what it made forgotten is gone.
     pub fn settle(&mut self) {
-        self.gone = HashMap::default();
+        self.gone = Gone::default();
     }
 
     /// Runs forgotten before their time because their tenant had too many, since the start.
@@ -292,14 +326,16 @@ impl RunTable {
         if clock < state.due {
             return;
         }
-        let (dirty, gone) = (&mut self.dirty, &mut self.gone);
-        state.forget(Some(clock), self.retention, &mut |id, run| {
-            dirty.insert((tenant.into(), id.clone()));
-            gone.entry((tenant.into(), id)).or_default().push(run);
-        });
+        let (dirty, gone, denied) = (&mut self.dirty, &mut self.gone, &mut self.denied);
+        state.forget(Some(clock), self.retention, &mut |id, run| forgotten(tenant, id, run, dirty, gone, denied));
         if state.runs.is_empty() {
             self.tenants.remove(tenant);
         }
+    }
+
+    /// Runs forgotten since the last call that stood stopped ([`Run::denied`]).
+    pub fn take_denied(&mut self) -> Vec<RunKey> {
+        std::mem::take(&mut self.denied)
     }
 
     /// How many runs are known.
@@ -341,6 +377,22 @@ impl RunTable {
     }
 }
 
+fn forgotten(
+    tenant: &str,
+    id: Box<str>,
+    run: Run,
+    dirty: &mut BTreeSet<RunKey>,
+    gone: &mut Gone,
+    denied: &mut Vec<RunKey>,
+) {
+    let key: RunKey = (tenant.into(), id);
+    dirty.insert(key.clone());
+    if run.denied {
+        denied.push(key.clone());
+    }
+    gone.insert(key, run);
+}
+
 impl Bound {
     fn max(self, other: Self) -> Self {
         if self == Self::New { self } else { other }
@@ -356,10 +408,15 @@ fn expires(hour: i64, retention: Micros) -> Micros {
     hour.saturating_add(1).saturating_mul(BUCKET).saturating_add(retention)
 }
 
-/// Takes over what the row says; fields it leaves out stay. True when something changed.
-fn merge(fields: &mut Fields, seen: [Option<&str>; 5]) -> bool {
+/// Whether the row says something else than what is known.
+fn differs(fields: &Fields, seen: [Option<&str>; 5]) -> bool {
+    let held = [&fields.project, &fields.agent, &fields.api_key, &fields.human, &fields.provider];
+    held.into_iter().zip(seen).any(|(held, new)| new.is_some() && held.as_deref() != new)
+}
+
+/// Takes over what the row says; fields it leaves out stay.
+fn merge(fields: &mut Fields, seen: [Option<&str>; 5]) {
     let [project, agent, api_key, human, provider] = seen;
-    let mut changed = false;
     for (held, new) in [
         (&mut fields.project, project),
         (&mut fields.agent, agent),
@@ -371,10 +428,8 @@ fn merge(fields: &mut Fields, seen: [Option<&str>; 5]) -> bool {
             && held.as_deref() != Some(new)
         {
             *held = Some(new.into());
-            changed = true;
         }
     }
-    changed
 }
 
 #[cfg(test)]
@@ -382,7 +437,7 @@ mod tests {
     use super::*;
 
     fn seen<'a>(event_type: &'a str, time: Micros, agent: Option<&'a str>) -> Seen<'a> {
-        Seen { tenant: "t", run: "r", event_type, time, clock: time, fields: [None, agent, None, None, None] }
+        Seen { tenant: "t", run: "r", event_type, time, fields: [None, agent, None, None, None] }
     }
 
     #[test]
@@ -426,9 +481,9 @@ mod tests {
         }
         for table in [&mut table, &mut again] {
             table.observe(row("d", 2), &a);
-            assert!(table.of_window("t", "b", hour(1)).is_some(), "until the step is decided");
+            assert!(table.get("t", "b").is_some(), "until the step is decided");
             table.settle();
-            assert!(table.of_window("t", "b", hour(1)).is_none());
+            assert!(table.get("t", "b").is_none());
             let known = ["b", "c", "d", "x"].map(|id| table.get("t", id).is_some());
             assert_eq!(known, [false, true, true, true], "x spoke later, c comes after b");
             assert_eq!(table.forgotten(), 1);

@@ -9,7 +9,7 @@ use hashbrown::HashSet;
 use crate::decide::levels::{Levels, Shape};
 use crate::pipeline::judge::{self, MetricPlan};
 use crate::pipeline::limits::LimitSets;
-use crate::pipeline::runs::{RunKey, RunRef};
+use crate::pipeline::runs::{RunKey, RunRef, RunTable};
 use crate::policy::Scope;
 use crate::stream::{QueryRows, Watch};
 
@@ -66,7 +66,9 @@ pub struct Watcher<'a> {
     pub plans: &'a [MetricPlan],
     /// Limit sets.
     pub limits: &'a mut LimitSets,
-    /// Limit set of each row's run, for run-scope metrics.
+    /// Runs, for run-scope metrics whose limits have times.
+    pub runs: &'a RunTable,
+    /// Limit set of each row's run, for the others.
     pub run_sets: &'a [u32],
     /// Levels that are up.
     pub levels: &'a Levels,
@@ -113,7 +115,9 @@ impl Watcher<'_> {
                 wanted.push((index, row));
             } else if reached {
                 let window = rows.window.get(row).copied().unwrap_or_default();
-                let over = plan.shape != Shape::Hop && self.levels.settled(tenant, &plan.name, id, window, floor.1);
+                let limits = self.limits.get(number).map_or(&[][..], |set| &set.limits);
+                let limits = limits.iter().map(|l| &**l).filter(|l| *l.metric == *plan.name);
+                let over = plan.shape != Shape::Hop && self.levels.settled(tenant, &plan.name, id, window, limits);
                 if !over {
                     wanted.push((index, row));
                 }
@@ -126,8 +130,8 @@ impl Watcher<'_> {
         plan.scope == Scope::Run && self.changed.contains(&RunRef(tenant, id))
     }
 
-    /// The limit set of a result's group. Active times are left out here: a limit that is not active at the moment still has
-    /// its NEAR line.
+    /// The limit set of a result's group. Where limits are active at times only, the lines of all that may ever hold count,
+    /// whichever the arbitration of a moment prefers: what is remembered of a group must hold for rows of any time.
     fn find(
         &mut self,
         rows: &QueryRows,
@@ -135,7 +139,8 @@ impl Watcher<'_> {
         plan: &MetricPlan,
         texts: [Option<&StringArray>; 2],
     ) -> Option<u32> {
-        if plan.scope == Scope::Run {
+        let timed = self.limits.timed();
+        if plan.scope == Scope::Run && !timed {
             return self.run_sets.get(*rows.at.get(row)? as usize).copied();
         }
         let group = *rows.group.get(row)?;
@@ -143,7 +148,12 @@ impl Watcher<'_> {
             return Some(known);
         }
         let [tenant, id] = texts.map(|column| judge::text(column, row));
-        let number = self.limits.of_group(plan.scope, tenant?, id?, None);
+        let (tenant, id) = (tenant?, id?);
+        let number = match (plan.scope, timed) {
+            (Scope::Run, _) => self.limits.lines_of_run(tenant, self.runs.get(tenant, id)?),
+            (scope, true) => self.limits.lines_of_group(scope, tenant, id),
+            (scope, false) => self.limits.of_group(scope, tenant, id, None),
+        };
         self.groups.put(rows.query, group, number);
         Some(number)
     }

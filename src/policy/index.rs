@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::arbitrate::{Candidate, EffectiveLimit};
-use super::model::{LimitStatus, Policy};
+use super::model::{LimitStatus, Policy, Strategy};
 use super::scope::{Key, Who};
 
 #[derive(Debug, Clone, Default)]
@@ -26,6 +26,8 @@ pub(super) struct Index {
     rows: Vec<Vec<(u32, Arc<EffectiveLimit>)>>,
     /// Policies that count and state when they are active.
     pub timed: Vec<u32>,
+    /// Some policy that counts and enforces has the strategy FAIL_CLOSED.
+    pub fails_closed: bool,
 }
 
 impl Index {
@@ -47,6 +49,8 @@ impl Index {
             if policy.active.is_some() {
                 index.timed.push(position);
             }
+            index.fails_closed |= policy.conflict_strategy == Strategy::FailClosed
+                && policy.limits.iter().any(|limit| limit.status == LimitStatus::Active && policy.enforces(limit));
             let postings = index.tenants.entry(policy.tenant.clone()).or_default();
             // who before level: ids of agents and keys select more than those of tenants and projects
             match policy.scope.conditions().into_iter().flatten().find(|(_, ids)| !ids.is_empty()) {

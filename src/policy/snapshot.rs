@@ -130,6 +130,11 @@ impl Snapshot {
         !self.index.timed.is_empty()
     }
 
+    /// Whether a policy that counts and enforces has the strategy FAIL_CLOSED, so that limits may be ambiguous.
+    pub fn may_be_ambiguous(&self) -> bool {
+        self.index.fails_closed
+    }
+
     /// Which of the policies that state `active` are so at an instant: one bit each, equal exactly when the limits at two
     /// instants are equal. Part of a key under which results of [`Self::effective`] may be kept; empty without such.
     pub fn active_at(&self, at: Micros) -> Vec<u64> {

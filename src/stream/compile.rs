@@ -237,6 +237,10 @@ impl Compiler {
         parts.extend(marker.iter().map(|m| format!("marker {}", m.text)));
         parts.extend(below_filters.iter().map(|m| format!("below {}", m.text)));
         parts.extend(between.iter().map(|m| format!("between {}", m.text)));
+        if window_dependent && assigned.window.is_hop() {
+            // such a query has a store of its own, and loses its state with it
+            parts.push("every".to_owned());
+        }
         let mut texts: Vec<_> = aggregates.iter().map(|a| a.text.clone()).collect();
         texts.sort_unstable();
         parts.extend(texts);
@@ -384,7 +388,8 @@ fn ready<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     }
 }
 
-fn explain(query: &str, error: &DataFusionError) -> CompileError {
+/// What DataFusion says of a text that does not compile: the message, the place and the fix where it knows them.
+pub fn explain(query: &str, error: &DataFusionError) -> CompileError {
     let mut out = CompileError {
         query: query.to_owned(),
         message: String::new(),
@@ -410,6 +415,14 @@ fn explain(query: &str, error: &DataFusionError) -> CompileError {
         return out;
     }
     out.message = root.strip_backtrace();
+    if out.message.contains("duplicate unqualified field name") {
+        // names leave casts out
+        out.help.get_or_insert_with(|| {
+            "two aggregates differ by a CAST only, or two columns have one name: write the CAST as part of an expression, \
+             such as CAST(x AS BIGINT) + 0, or give one column an alias"
+                .to_owned()
+        });
+    }
     if out.line.is_none()
         && let Some((_, place)) = out.message.rsplit_once("at Line: ")
         && let Some((line, rest)) = place.split_once(", Column: ")

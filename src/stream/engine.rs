@@ -49,6 +49,15 @@ pub(super) struct Batch<'a> {
     pub(super) dark: Dark<'a>,
 }
 
+/// Rows that a store did not take, ascending.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Missed {
+    /// Too late for every window they would feed.
+    pub(super) late: Vec<u32>,
+    /// In no window, or feeding none.
+    pub(super) unused: Vec<u32>,
+}
+
 /// How clocks moved in a sub-batch.
 pub(super) struct Moves<'a> {
     moved: &'a [(u32, Vec<(Micros, u32)>)],
@@ -130,14 +139,6 @@ impl Store {
             Self::Panes(s) if s.hop => s.grid.size.saturating_add(s.grid.slide),
             Self::Panes(s) => s.grid.size,
             Self::Sessions(s) => s.gap().saturating_mul(2),
-        }
-    }
-
-    /// Whether a move of the clock to `bound` may close something.
-    fn due(&self, clock: u32, watermark: Micros, finished: Micros) -> bool {
-        match self {
-            Self::Panes(s) => s.due_by(clock, closed_until(watermark, finished, s.grid.size)),
-            Self::Sessions(s) => s.due_by(clock, watermark),
         }
     }
 
@@ -461,7 +462,7 @@ impl Engine {
                 _ => None,
             })
             .collect();
-        let mut late: Vec<Vec<u32>> = vec![Vec::new(); self.stores.len()];
+        let mut missed = vec![Missed::default(); self.stores.len()];
         let mut place_of = vec![0usize; self.clocks.list.len()];
         let mut from = 0;
         while from < rows {
@@ -493,11 +494,12 @@ impl Engine {
                 }
             }
             let moves = Moves { moved: &moved, finished: &finished, now: &begin, all: false, dark };
-            self.sub_batch(&view, &selected, from..to, &moves, watch, &mut late, &mut out)?;
+            self.sub_batch(&view, &selected, from..to, &moves, watch, &mut missed, &mut out)?;
             from = to;
         }
-        self.report_late(&selected, late, &mut out);
+        self.report_late(&selected, &missed, &mut out);
         self.sweep(&mut out);
+        out.dark = dark_rows;
         Ok(out)
     }
 
@@ -509,7 +511,7 @@ impl Engine {
         range: std::ops::Range<usize>,
         moves: &Moves<'_>,
         watch: &mut dyn Watch,
-        late: &mut [Vec<u32>],
+        missed: &mut [Missed],
         out: &mut Output,
     ) -> Result<(), Error> {
         for (i, store) in self.stores.iter_mut().enumerate() {
@@ -518,8 +520,8 @@ impl Engine {
                 ..rows.partition_point(|r| (*r as usize) < range.end)];
             let keys = &mut self.key_sets[store.key_set()];
             match store {
-                Store::Panes(s) => s.apply(view, rows, keys, &mut late[i])?,
-                Store::Sessions(s) => s.apply(view, rows, moves, keys, &mut late[i])?,
+                Store::Panes(s) => s.apply(view, rows, keys, &mut missed[i])?,
+                Store::Sessions(s) => s.apply(view, rows, moves, keys, &mut missed[i])?,
             }
         }
         let mut early: Vec<QueryRows> = Vec::new();
@@ -617,13 +619,16 @@ impl Engine {
         }
         entry.watermark = watermark;
         entry.dirty = true;
-        let finished = entry.finished;
+        // thousands of silent tenants are moved at every step: those with nothing due must cost next to nothing
+        let entry = &*entry;
+        let quiet = self.stores.iter().all(|store| match store {
+            Store::Panes(s) => s.is_quiet(id, entry.closed_until(s.grid.size)),
+            Store::Sessions(s) => s.is_quiet(id, watermark),
+        });
         let turn = self.budget.look(id, watermark);
-        // most silent clocks have nothing open: they must not cost what the others hold
-        let mut out = if self.stores.iter().any(|s| s.due(id, watermark, finished)) {
-            self.close_without_rows(&[(id, vec![(watermark, NO_ROW)])], false)?
-        } else {
-            Output::default()
+        let mut out = match quiet {
+            true => Output::default(),
+            false => self.close_without_rows(&[(id, vec![(watermark, NO_ROW)])], false)?,
         };
         out.overflows.extend(turn.map(|turn| self.overflow(id, turn, NO_ROW)));
         Ok(out)
@@ -649,6 +654,16 @@ impl Engine {
     pub fn watermark(&self, clock: &str) -> Option<Micros> {
         let id = self.clocks.find(clock)?;
         Some(self.clocks.list[id as usize].watermark).filter(|w| *w != NEVER)
+    }
+
+    /// Whether a window of `query` that starts at `start` sees every row of its time on this clock: not so when the query was
+    /// added while it was open.
+    pub fn whole(&self, output: &Output, query: usize, clock: &str, start: Micros, at: u32) -> bool {
+        let Some(id) = self.clocks.find(clock) else { return true };
+        let member = self.stores[self.store_of[query]].members().iter().find(|m| m.index == query);
+        let blind = member.and_then(|m| m.blind_until.get(id as usize)).copied().unwrap_or(NEVER);
+        let dark = output.dark.get(at as usize).copied().unwrap_or_else(|| self.budget.dark_of(id));
+        start > blind.max(dark)
     }
 
     /// Every clock that has seen something: name, watermark, highest event time; in order of first sight.
@@ -741,11 +756,11 @@ impl Engine {
         Ok(self.filters.iter().map(keep).collect())
     }
 
-    fn report_late(&mut self, selected: &[Vec<u32>], late: Vec<Vec<u32>>, out: &mut Output) {
+    fn report_late(&mut self, selected: &[Vec<u32>], missed: &[Missed], out: &mut Output) {
         let mut by_row: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
-        for (store, rows) in late.into_iter().enumerate() {
-            for row in rows {
-                by_row.entry(row).or_default().push(store);
+        for (store, missed) in missed.iter().enumerate() {
+            for row in &missed.late {
+                by_row.entry(*row).or_default().push(store);
             }
         }
         for (row, stores) in by_row {
@@ -755,8 +770,12 @@ impl Engine {
             for query in &queries {
                 self.late[*query as usize] += 1;
             }
-            let takers = selected.iter().filter(|rows| rows.binary_search(&row).is_ok()).count();
-            out.late.push(Late { row, queries, everywhere: takers == stores.len() });
+            let took = |(rows, missed): (&Vec<u32>, &Missed)| {
+                [&missed.late, &missed.unused].iter().all(|m| m.binary_search(&row).is_err())
+                    && rows.binary_search(&row).is_ok()
+            };
+            let everywhere = !selected.iter().zip(missed).any(took);
+            out.late.push(Late { row, queries, everywhere });
         }
     }
 

@@ -101,12 +101,18 @@ pub struct Metric {
 
 /// Why a metric file is not a metric.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{file}:{line}: {message}{}", self.help.as_ref().map(|h| format!(" ({h})")).unwrap_or_default())]
+#[error(
+    "{file}:{line}:{} {message}{}",
+    self.column.map(|c| format!("{c}:")).unwrap_or_default(),
+    self.help.as_ref().map(|h| format!(" ({h})")).unwrap_or_default()
+)]
 pub struct MetricError {
     /// Name of the file.
     pub file: String,
     /// Line in the file, from 1.
     pub line: u64,
+    /// Column in that line, from 1, where the compiler says it.
+    pub column: Option<u64>,
     /// What is wrong.
     pub message: String,
     /// The fix.
@@ -128,6 +134,7 @@ pub fn parse_metrics<'a>(
                 Some(other) => errors.push(MetricError {
                     file: file.to_owned(),
                     line: 1,
+                    column: None,
                     message: format!("the metric {} is already defined in {}", metric.name, other.file),
                     help: Some("rename one of them".to_owned()),
                 }),
@@ -147,6 +154,7 @@ pub fn parse_metric(file: &str, text: &str, compiler: &Compiler) -> Result<Metri
     let fault = |line: usize, message: String, help: Option<String>| MetricError {
         file: file.to_owned(),
         line: line as u64,
+        column: None,
         message,
         help,
     };
@@ -213,8 +221,8 @@ pub fn parse_metric(file: &str, text: &str, compiler: &Compiler) -> Result<Metri
     }
     let query = match compiler.compile(name, text) {
         Ok(query) => Some(Arc::new(query)),
-        Err(CompileError { message, line, help, .. }) => {
-            faults.push(fault(line.map_or(end + 1, |l| l as usize), message, help));
+        Err(CompileError { message, line, column, help, .. }) => {
+            faults.push(MetricError { column, ..fault(line.map_or(end + 1, |l| l as usize), message, help) });
             None
         }
     };
@@ -327,5 +335,9 @@ mod tests {
         let faults =
             parse_metric("m.sql", &GOOD.replace("SELECT tenant_id,", "SELECT tenant_id,,"), &compiler()).unwrap_err();
         assert_eq!(faults[0].line, 6, "{faults:?}");
+        let faults = parse_metric("m.sql", &GOOD.replace("count(*)", "sum(tokenz)"), &compiler()).unwrap_err();
+        let at = GOOD.lines().last().unwrap().find("count(*)").unwrap() + 1 + "sum(".len();
+        assert_eq!((faults[0].line, faults[0].column), (6, Some(at as u64)), "{faults:?}");
+        assert!(faults[0].to_string().starts_with(&format!("m.sql:6:{at}: ")), "{}", faults[0]);
     }
 }

@@ -51,6 +51,7 @@
 //! | `sessions` | sessions and run windows under disorder |
 //! | `engine`, `emit` | a push; HAVING and output columns |
 //! | `checkpoint`, `persist`, `compact` | what changed; records out and in |
+//! | `split` | the whole state, taken apart by clock |
 //! | `batch` | the same text as a batch query |
 //! | `metric` | metric files |
 
@@ -79,17 +80,19 @@ mod quantile;
 mod query;
 mod reject;
 mod sessions;
+mod split;
 mod sql;
 mod time;
 mod tree;
 mod window;
 
-pub use compile::{CompileError, Compiler};
+pub use compile::{CompileError, Compiler, explain};
 pub use engine::Engine;
 pub use metric::{Emit, Metric, MetricError, Scope, parse_metric, parse_metrics};
 pub use output::{Empty, Late, NO_ROW, NoWatch, Output, Overflow, QueryRows, QueryStats, Stats, Trace, Watch};
 pub use persist::RestoreError;
 pub use query::Query;
+pub use split::StateRecord;
 pub use window::{MAX_PANES, Window};
 
 /// Why an engine stopped. No row causes one: what a row can break becomes NULL, late or counted.

@@ -85,6 +85,8 @@ pub struct Output {
     pub null_time: Vec<u32>,
     /// Rows that some windows refused because their clock holds its most keys ([`super::Settings::max_live_keys`]), ascending.
     pub refused: Vec<u32>,
+    /// Per row of the batch, until when windows of its clock may lack rows of refused keys; empty when that did not change in it.
+    pub dark: Vec<Micros>,
     /// Clocks that came to hold too many keys, or no longer do, in the order in which they did.
     pub overflows: Vec<Overflow>,
     /// (key set, group id): the key has no state left, its id may name another key from the next call on.

@@ -15,7 +15,7 @@ use crate::clock::Micros;
 
 use super::Error;
 use super::emit::{self, Eval, Evals, Member, emit};
-use super::engine::{Batch, Moves};
+use super::engine::{Batch, Missed, Moves};
 use super::keys::{KeySet, NONE};
 use super::output::{Empty, NO_ROW, QueryRows, Trace};
 use super::pool::{Feed, NO_SLOT, NOTHING, Old, Pool};
@@ -175,13 +175,13 @@ impl PaneStore {
         }
     }
 
-    /// Applies rows (indices into the batch, ascending). `late` gets those that belong to no open window.
+    /// Applies rows (indices into the batch, ascending). `missed` gets those that belong to no open window.
     pub(super) fn apply(
         &mut self,
         batch: &Batch<'_>,
         rows: &[u32],
         keys: &mut KeySet,
-        late: &mut Vec<u32>,
+        missed: &mut Missed,
     ) -> Result<(), Error> {
         self.touch.clear();
         self.stamp += 1;
@@ -195,10 +195,11 @@ impl PaneStore {
             near.look(&self.grid, time);
             let Some(first) = near.first_end() else {
                 self.gap_rows += 1;
+                missed.unused.push(*row);
                 continue;
             };
             let Some(open) = near.first_open(&self.grid, closed) else {
-                late.push(*row);
+                missed.late.push(*row);
                 continue;
             };
             self.partly_late += u64::from(first != open);
@@ -430,6 +431,8 @@ impl PaneStore {
         let mut steps: Vec<(u32, usize)> = Vec::new();
         let mut temps: Vec<u32> = vec![NO_SLOT; self.touch.slots.len()];
         let Some(old) = self.touch.old.take() else { return Ok(Vec::new()) };
+        // what is done here again was counted
+        let counted = self.pool.capped;
         // whether the temp of a local has state yet
         let mut filled = vec![false; self.touch.slots.len()];
         for local in 0..self.touch.slots.len() {
@@ -438,13 +441,6 @@ impl PaneStore {
                 temps[local] = slot;
                 filled[local] = self.pool.revive(&old, local, slot)?;
                 self.pool.set_evidence(slot, self.touch.old_evidence[local]);
-                if self.pool.aggregates.iter().any(|a| a.states.any_capped()) {
-                    for a in &mut self.pool.aggregates {
-                        // a state capped before this sub-batch stays capped
-                        let capped = filled[local] && a.states.is_capped(self.touch.slots[local]);
-                        a.states.set_capped(slot, capped);
-                    }
-                }
             }
         }
         self.touch.old = Some(old);
@@ -528,7 +524,14 @@ impl PaneStore {
         for slot in temps.into_iter().filter(|s| *s != NO_SLOT) {
             self.pool.release(slot);
         }
+        self.pool.capped = counted;
         by_group(&results, picks)
+    }
+
+    /// Whether nothing of a clock is due up to `bound`.
+    pub(super) fn is_quiet(&self, clock: u32, bound: Micros) -> bool {
+        let next = self.timers.get(clock as usize).and_then(BinaryHeap::peek);
+        next.is_none_or(|Reverse((time, _))| *time > bound)
     }
 
     /// Closes what the moved clocks have passed.
@@ -605,11 +608,6 @@ impl PaneStore {
             self.open -= 1;
         }
         Ok(())
-    }
-
-    /// Whether some group of a clock may have to be looked at by `bound`.
-    pub(super) fn due_by(&self, clock: u32, bound: Micros) -> bool {
-        self.timers.get(clock as usize).and_then(BinaryHeap::peek).is_some_and(|Reverse((time, _))| *time <= bound)
     }
 
     /// Evaluates one window end of a group and says when to look again.

@@ -1,7 +1,7 @@
 //! State out and in: keyed records of what changed, and their way back.
 //!
 //! Keys: `p` store, pane start, key bytes · `s` store, key bytes · `l` store: what its records hold · `c` clock name · `n`
-//! record counts · `k` live until, chunk, clock name: hashes of live keys. A value is `[version][crc32 of the rest][body]`. States are told apart by aggregate fingerprint, so a store
+//! record counts · `k` live until, chunk, clock name: hashes of live keys. A value is `[version][crc32 of body and key][body]`. States are told apart by aggregate fingerprint, so a store
 //! survives that one of its queries is added or removed; records of stores that no query has any more are deleted by the next checkpoint. Malformed
 //! bytes are an error: everything is decoded before anything is applied, and a panic of the row decoder is caught here.
 
@@ -20,10 +20,12 @@ use super::keys::{KeySet, clock_text};
 use super::panes::{PaneStore, pane_key};
 use super::pool::{NO_SLOT, Pool};
 use super::sessions::{Closed, Content, Item, SessionStore, group_key};
+use super::split::count_record;
 use super::time::NEVER;
+use super::window::FAR;
 
 /// Layout of the records.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Why a checkpoint record was refused. The rest of the state stays usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,7 +48,7 @@ pub enum RestoreError {
     },
 }
 
-fn damaged(what: impl Into<String>) -> RestoreError {
+pub(super) fn damaged(what: impl Into<String>) -> RestoreError {
     RestoreError::Damaged(what.into())
 }
 
@@ -74,10 +76,10 @@ pub(super) struct Restoring {
     waiting: Vec<(usize, u32, Vec<u8>, Vec<u8>)>,
 }
 
-struct Out(Vec<u8>);
+pub(super) struct Out(Vec<u8>);
 
 impl Out {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(vec![0; 5])
     }
     fn u8(&mut self, v: u8) {
@@ -86,32 +88,46 @@ impl Out {
     fn u32(&mut self, v: u32) {
         self.0.extend_from_slice(&v.to_be_bytes());
     }
-    fn u64(&mut self, v: u64) {
+    pub(super) fn u64(&mut self, v: u64) {
         self.0.extend_from_slice(&v.to_be_bytes());
     }
-    fn count(&mut self, v: usize) {
+    pub(super) fn count(&mut self, v: usize) {
         put_varint(&mut self.0, v as u64);
     }
     fn int(&mut self, v: i64) {
         put_varint(&mut self.0, zigzag(v));
     }
-    fn done(mut self) -> Vec<u8> {
+    /// The value of the record named `key`.
+    pub(super) fn done(mut self, key: &[u8]) -> Vec<u8> {
         self.0[0] = VERSION;
-        let crc = crc32fast::hash(&self.0[5..]);
-        self.0[1..5].copy_from_slice(&crc.to_be_bytes());
+        let crc = checksum(key, &self.0[5..]);
+        self.0[1..5].copy_from_slice(&crc);
         self.0
     }
+}
+
+/// Over the name too: it says which group and pane the state is of.
+fn checksum(key: &[u8], body: &[u8]) -> [u8; 4] {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(body);
+    crc.update(key);
+    crc.finalize().to_be_bytes()
+}
+
+/// Whether window arithmetic over a restored time cannot overflow.
+fn near(time: Micros) -> Result<Micros, RestoreError> {
+    if time.unsigned_abs() < FAR.unsigned_abs() * 2 { Ok(time) } else { Err(damaged("a time")) }
 }
 
 struct In<'a>(&'a [u8]);
 
 impl<'a> In<'a> {
-    fn open(value: &'a [u8]) -> Result<Self, RestoreError> {
+    fn open(key: &[u8], value: &'a [u8]) -> Result<Self, RestoreError> {
         let (head, body) = value.split_at_checked(5).ok_or_else(|| damaged("too short"))?;
         if head[0] != VERSION {
             return Err(RestoreError::Version(head[0]));
         }
-        if crc32fast::hash(body).to_be_bytes() != head[1..5] {
+        if checksum(key, body) != head[1..5] {
             return Err(damaged("checksum"));
         }
         Ok(Self(body))
@@ -149,10 +165,10 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) fn hash(&self) -> u32 {
-        crc32fast::hash(&self.encode())
+        crc32fast::hash(&self.body().0)
     }
 
-    fn encode(&self) -> Vec<u8> {
+    fn body(&self) -> Out {
         let mut out = Out::new();
         out.count(self.aggregates.len());
         self.aggregates.iter().for_each(|print| out.u64(*print));
@@ -161,7 +177,7 @@ impl Layout {
             out.u64(*print);
             out.u8(*form);
         }
-        out.done()
+        out
     }
 
     fn read(input: &mut In<'_>) -> Result<Self, RestoreError> {
@@ -264,7 +280,7 @@ impl Decoded {
     }
 }
 
-fn clock_of(keys: &KeySet, clock_column: usize, key: &[u8]) -> Result<String, RestoreError> {
+pub(super) fn clock_of(keys: &KeySet, clock_column: usize, key: &[u8]) -> Result<String, RestoreError> {
     guarded("a group key", || {
         let columns = keys.decode(key)?;
         Ok(clock_text(&columns[clock_column], 0)?.to_owned())
@@ -283,7 +299,9 @@ impl PaneStore {
             value.u32(layout);
             value.int(changed.wrapping_sub(start));
             value.0.extend_from_slice(&state);
-            out.insert(pane_key(self.fingerprint, keys.bytes_of(group), start), Some(value.done()));
+            let key = pane_key(self.fingerprint, keys.bytes_of(group), start);
+            let value = value.done(&key);
+            out.insert(key, Some(value));
         }
         Ok(())
     }
@@ -313,8 +331,8 @@ impl SessionStore {
             let g = &self.groups[*group as usize];
             let mut value = Out::new();
             value.u32(layout);
-            value.count(g.closed.len());
-            for c in &g.closed {
+            value.count(usize::from(g.closed.is_some()));
+            if let Some(c) = &g.closed {
                 value.int(c.start);
                 value.int(c.last.wrapping_sub(c.start));
                 value.int(c.end.wrapping_sub(c.last));
@@ -344,7 +362,9 @@ impl SessionStore {
                     }
                 }
             }
-            out.insert(group_key(self.fingerprint, keys.bytes_of(*group)), Some(value.done()));
+            let key = group_key(self.fingerprint, keys.bytes_of(*group));
+            let value = value.done(&key);
+            out.insert(key, Some(value));
         }
         Ok(())
     }
@@ -358,12 +378,12 @@ impl SessionStore {
         keys: &mut KeySet,
         blank: &[ArrayRef],
     ) -> Result<(), RestoreError> {
-        let mut closed = Vec::new();
+        let mut closed: Option<Closed> = None;
         for _ in 0..input.count()? {
-            let start = input.int()?;
-            let last = start.wrapping_add(input.int()?);
-            let end = last.wrapping_add(input.int()?);
-            closed.push(Closed { start, last, end, marked: input.u8()? != 0 });
+            let start = near(input.int()?)?;
+            let last = near(start.wrapping_add(input.int()?))?;
+            let end = near(last.wrapping_add(input.int()?))?;
+            closed = Some(Closed { start, last, end, marked: input.u8()? != 0 }.and(closed));
         }
         let own = &self.argument_prints;
         let places: Vec<(Option<usize>, u8)> =
@@ -371,14 +391,14 @@ impl SessionStore {
         let mut sessions = Vec::new();
         let mut states: Vec<Decoded> = Vec::new();
         for _ in 0..input.count()? {
-            let start = input.int()?;
-            let last = start.wrapping_add(input.int()?);
+            let start = near(input.int()?)?;
+            let last = near(start.wrapping_add(input.int()?))?;
             let (marked, sealed) = (input.u8()? != 0, input.count()?);
             let mut items = Vec::new();
             let (mut time, mut position) = (start, 0i64);
             for _ in 0..input.count()? {
                 let kind = input.u8()?;
-                time = time.wrapping_add(input.int()?);
+                time = near(time.wrapping_add(input.int()?))?;
                 position = position.wrapping_add(input.int()?);
                 let content = match kind {
                     0 => {
@@ -409,7 +429,7 @@ impl SessionStore {
                 item.content = Content::State(slot);
             }
         }
-        self.retotal(&mut sessions, blank).map_err(|e| damaged(e.to_string()))?;
+        guarded("a session", || self.retotal(&mut sessions, blank))?;
         let group = group();
         self.restore_group(group, sessions, closed, keys);
         Ok(())
@@ -440,7 +460,9 @@ impl Engine {
         }
         for ((store, known), (layout, hash)) in self.stores.iter_mut().zip(&mut self.layouts_saved).zip(&self.layouts) {
             if !std::mem::replace(known, true) {
-                out.insert(store.layout_key(), Some(layout.encode()));
+                let key = store.layout_key();
+                let value = layout.body().done(&key);
+                out.insert(key, Some(value));
             }
             let keys = &self.key_sets[store.key_set()];
             let done = match store {
@@ -475,7 +497,8 @@ impl Engine {
             }
             let mut key = vec![b'c'];
             key.extend_from_slice(clock.name.as_bytes());
-            out.insert(key, Some(value.done()));
+            let value = value.done(&key);
+            out.insert(key, Some(value));
         }
         for (clock, until, chunk, hashes) in self.budget.take_changes() {
             let mut key = vec![b'k'];
@@ -485,24 +508,18 @@ impl Engine {
             let value = (!hashes.is_empty()).then(|| {
                 let mut value = Out::new();
                 hashes.iter().for_each(|hash| value.u64(*hash));
-                value.done()
+                value.done(&key)
             });
             out.insert(key, value);
         }
         if !out.is_empty() {
-            let mut value = Out::new();
             let clocks = self.clocks.list.iter().filter(|c| c.high != NEVER || c.watermark != NEVER).count();
-            value.u64(clocks as u64);
-            value.count(self.stores.len());
-            for store in &self.stores {
-                let (print, stored) = match store {
-                    Store::Panes(s) => (s.fingerprint, s.dirty.stored_now()),
-                    Store::Sessions(s) => (s.fingerprint, s.dirty.stored_now()),
-                };
-                value.u64(print);
-                value.u64(stored);
-            }
-            out.insert(vec![b'n'], Some(value.done()));
+            let stored = self.stores.iter().map(|store| match store {
+                Store::Panes(s) => (s.fingerprint, s.dirty.stored_now()),
+                Store::Sessions(s) => (s.fingerprint, s.dirty.stored_now()),
+            });
+            let counts = count_record(clocks as u64, &stored.collect::<Vec<_>>());
+            out.insert(vec![b'n'], Some(counts));
         }
         out.into_iter().collect()
     }
@@ -535,7 +552,7 @@ impl Engine {
     /// # Errors
     /// When the bytes are not what was saved. The record then counts as missing.
     pub fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), RestoreError> {
-        let mut input = In::open(value)?;
+        let mut input = In::open(key, value)?;
         let (kind, rest) = key.split_first().ok_or_else(|| damaged("an empty key"))?;
         match kind {
             b'c' => {
@@ -570,12 +587,13 @@ impl Engine {
                 Ok(())
             }
             b'n' => {
-                let clocks = input.u64()?;
-                let mut counts = BTreeMap::from([(0, clocks)]);
+                let mut counts = vec![(0, input.u64()?)];
                 for _ in 0..input.count()? {
-                    counts.insert(input.u64()?, input.u64()?);
+                    counts.push((input.u64()?, input.u64()?));
                 }
-                self.restoring.counts = Some(counts);
+                // shares of a state that was split each have theirs
+                let sums = self.restoring.counts.get_or_insert_default();
+                counts.into_iter().for_each(|(print, n)| *sums.entry(print).or_default() += n);
                 Ok(())
             }
             b'p' | b's' | b'l' => {
@@ -621,8 +639,8 @@ impl Engine {
         match &mut self.stores[at] {
             Store::Panes(store) => {
                 let (start, key) = rest.split_first_chunk::<8>().ok_or_else(|| damaged("a key"))?;
-                let start = i64::from_be_bytes(*start);
-                let changed = start.wrapping_add(input.int()?);
+                let start = near(i64::from_be_bytes(*start))?;
+                let changed = near(start.wrapping_add(input.int()?))?;
                 let state = Decoded::read(&mut input, layout, &store.pool)?;
                 if !input.0.is_empty() || store.grid.last_end(start).is_none() || store.grid.pane_of(start) != start {
                     return Err(damaged("a pane"));
@@ -664,6 +682,11 @@ impl Engine {
         for at in restoring.layouts.keys().map(|(at, _)| *at).filter(|at| !self.layouts_saved[*at]).collect::<Vec<_>>()
         {
             self.touch_all(at);
+        }
+        // a query that is gone must be unknown when it comes back: it missed what came in between
+        let present: Vec<u64> = self.stores.iter().flat_map(Store::members).map(|m| m.query.fingerprint()).collect();
+        for (id, known) in &restoring.known {
+            self.clocks.list[*id as usize].dirty |= known.keys().any(|print| !present.contains(print));
         }
         let clocks = self.clocks.list.len();
         for store in &mut self.stores {

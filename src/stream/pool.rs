@@ -82,6 +82,8 @@ impl Aggregate {
 pub(super) struct Old {
     locals: Vec<u32>,
     arrays: Vec<Vec<ArrayRef>>,
+    /// Per aggregate, of which local the state was capped; empty when of none.
+    capped: Vec<Vec<bool>>,
 }
 
 /// Rows to apply: `locals[i]` is the touched slot (index into read/write) that row `rows[i]` of the batch feeds.
@@ -145,6 +147,13 @@ impl Pool {
         self.evidence[slot as usize]
     }
 
+    /// Replaces the positions of every slot that has some.
+    pub(super) fn map_evidence(&mut self, map: impl Fn(i64) -> i64) {
+        for e in self.evidence.iter_mut().filter(|e| **e != NOTHING) {
+            *e = (map(e.0), map(e.1));
+        }
+    }
+
     pub(super) fn set_evidence(&mut self, slot: u32, evidence: (i64, i64)) {
         self.evidence[slot as usize] = evidence;
     }
@@ -204,8 +213,12 @@ impl Pool {
             Ok(array)
         };
         let cap = self.cap;
-        let mut saved = Vec::new();
+        let (mut saved, mut capped) = (Vec::new(), Vec::new());
         for aggregate in &mut self.aggregates {
+            if keep_old {
+                let flags = old_slots.iter().map(|s| aggregate.states.is_capped(*s));
+                capped.push(if aggregate.states.any_capped() { flags.collect() } else { Vec::new() });
+            }
             if let Some(op) = aggregate.native {
                 if keep_old {
                     saved.push(aggregate.states.gather(&old_slots)?);
@@ -264,7 +277,7 @@ impl Pool {
                 saved.push(old);
             }
         }
-        Ok(keep_old.then_some(Old { locals: old_locals, arrays: saved }))
+        Ok(keep_old.then_some(Old { locals: old_locals, arrays: saved, capped }))
     }
 
     /// Gives `slot` the state a local had before an update; false when it had none.
@@ -272,9 +285,10 @@ impl Pool {
         let Ok(row) = old.locals.binary_search(&(local as u32)) else {
             return Ok(false);
         };
-        for (aggregate, arrays) in self.aggregates.iter_mut().zip(&old.arrays) {
+        for ((aggregate, arrays), capped) in self.aggregates.iter_mut().zip(&old.arrays).zip(&old.capped) {
             let arrays: Vec<ArrayRef> = arrays.iter().map(|a| a.slice(row, 1)).collect();
             aggregate.states.scatter(&[slot], &arrays)?;
+            aggregate.states.set_capped(slot, capped.get(row).copied().unwrap_or(false));
         }
         Ok(true)
     }

@@ -138,7 +138,8 @@ impl Query {
     }
 
     /// Identity of the state this query keeps: keys, window, filters and aggregates with their types, and the major version
-    /// of the engine that wrote it. Another alias, projection or HAVING leaves it as it is.
+    /// of the engine that wrote it. Another alias, projection or HAVING leaves it as it is, except where a hop begins or ceases
+    /// to compute with its window columns.
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }

@@ -22,7 +22,7 @@ use crate::stream::budget::Dark;
 use crate::stream::checkpoint::Dirty;
 use crate::stream::compact::Codec;
 use crate::stream::emit::{self, Eval, Evals, Member, emit, taken};
-use crate::stream::engine::{Batch, Moves};
+use crate::stream::engine::{Batch, Missed, Moves};
 use crate::stream::keys::{KeySet, NONE};
 use crate::stream::output::{Empty, QueryRows, Trace};
 use crate::stream::panes::by_group;
@@ -111,20 +111,32 @@ impl Session {
     }
 }
 
-/// Bounds of a closed session, kept one gap longer: a row that would join it is late.
+/// Bounds of the closed sessions of a key, kept one gap longer: a row that would join one is late. One span stands for all of
+/// them: whatever lies between two closed sessions would itself end before the watermark, so it is late too. A run that ends
+/// again and again must not leave a trail.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Closed {
     pub(super) start: Micros,
     pub(super) last: Micros,
     pub(super) end: Micros,
+    /// The last of them ended at a marker.
     pub(super) marked: bool,
+}
+
+impl Closed {
+    /// Both, as one span.
+    pub(super) fn and(self, other: Option<Self>) -> Self {
+        let Some(other) = other else { return self };
+        let later = if other.last > self.last { other } else { self };
+        Self { start: self.start.min(other.start), ..later }
+    }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Group {
     /// By start; they do not touch.
     pub(super) open: Vec<Session>,
-    pub(super) closed: Vec<Closed>,
+    pub(super) closed: Option<Closed>,
     timer: Option<Micros>,
     stamp: u32,
     /// Whether an entry in `unsettled` stands for this group.
@@ -137,7 +149,7 @@ impl Group {
     }
 
     fn is_empty(&self) -> bool {
-        self.open.is_empty() && self.closed.is_empty()
+        self.open.is_empty() && self.closed.is_none()
     }
 }
 
@@ -277,26 +289,26 @@ impl SessionStore {
         })
     }
 
-    /// Whether some group of a clock may have to be looked at by `bound`: to close, to forget, or to settle.
-    pub(super) fn due_by(&self, clock: u32, bound: Micros) -> bool {
-        let due = |heaps: &[BinaryHeap<Reverse<(Micros, u32)>>]| {
-            heaps.get(clock as usize).and_then(BinaryHeap::peek).is_some_and(|Reverse((time, _))| *time <= bound)
-        };
-        due(&self.timers) || due(&self.unsettled)
-    }
-
     pub(super) fn gap(&self) -> Micros {
         self.gap
     }
 
-    /// Applies rows (indices into the batch, ascending). `late` gets those that belong to no open session.
+    /// Whether nothing of a clock is due, nor to be settled, up to `watermark`.
+    pub(super) fn is_quiet(&self, clock: u32, watermark: Micros) -> bool {
+        [&self.timers, &self.unsettled].iter().all(|heaps| {
+            let next = heaps.get(clock as usize).and_then(BinaryHeap::peek);
+            next.is_none_or(|Reverse((time, _))| *time > watermark)
+        })
+    }
+
+    /// Applies rows (indices into the batch, ascending). `missed` gets those that belong to no open session.
     pub(super) fn apply(
         &mut self,
         batch: &Batch<'_>,
         rows: &[u32],
         moves: &Moves<'_>,
         keys: &mut KeySet,
-        late: &mut Vec<u32>,
+        missed: &mut Missed,
     ) -> Result<(), Error> {
         let marker = self.marker.map(|m| boolean(&batch.values[m])).transpose()?;
         let masks = self.between.iter().map(|m| boolean(&batch.values[*m])).collect::<Result<Vec<_>, _>>()?;
@@ -310,20 +322,21 @@ impl SessionStore {
             let marks = marker.is_some_and(|m| m.is_valid(at) && m.value(at));
             let content = if fed { Content::New(*row) } else { Content::Silent };
             let item = Item { time: batch.times[at], position: batch.positions[at], content };
-            if !self.place(ids[at], item, marks, *row, watermark, log, keys) && fed {
-                late.push(*row);
+            if !self.place(ids[at], item, marks, *row, watermark, log, keys) {
+                let place = if fed { &mut missed.late } else { &mut missed.unused };
+                place.push(*row);
             }
         }
         self.fold(batch)
     }
 
     /// Takes back a group from a checkpoint.
-    pub(super) fn restore_group(&mut self, group: u32, open: Vec<Session>, closed: Vec<Closed>, keys: &mut KeySet) {
+    pub(super) fn restore_group(&mut self, group: u32, open: Vec<Session>, closed: Option<Closed>, keys: &mut KeySet) {
         if self.groups.len() <= group as usize {
             self.groups.resize_with(group as usize + 1, Group::default);
         }
         let g = &mut self.groups[group as usize];
-        if g.is_empty() && !(open.is_empty() && closed.is_empty()) {
+        if g.is_empty() && !(open.is_empty() && closed.is_none()) {
             keys.hold(group);
             self.held += 1;
         }

@@ -5,7 +5,7 @@
 //! is made of depends only on its bounds and which panes exist, so the order of folding, and with it every bit of the result,
 //! does too.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::Error;
 use super::pool::{NO_SLOT, Pool};
@@ -15,6 +15,10 @@ pub(super) const LINEAR: usize = 60;
 
 /// log2 of the children of a node.
 const BITS: u32 = 2;
+
+/// The longest run of cells side by side; what lies further off is kept one by one. A window and the lateness fit; a group
+/// whose events lie years apart must not cost the room between them.
+const REACH: i64 = 1 << 15;
 
 /// Enough levels for the most panes a window may have: 4^7 > 10,000.
 const LEVELS: usize = 8;
@@ -30,19 +34,34 @@ struct Cell {
 
 const EMPTY: Cell = Cell { slot: NO_SLOT, filled: false, fresh: false };
 
-/// The cells of one level from index `base` on.
+/// The cells of one level: those from index `base` on, and those out of reach.
 #[derive(Debug, Default)]
 struct Level {
     base: i64,
     cells: VecDeque<Cell>,
+    far: BTreeMap<i64, Cell>,
 }
 
 impl Level {
     fn get(&self, index: i64) -> Cell {
-        usize::try_from(index - self.base).ok().and_then(|at| self.cells.get(at)).copied().unwrap_or(EMPTY)
+        let near = usize::try_from(index - self.base).ok().and_then(|at| self.cells.get(at));
+        near.or_else(|| self.far.get(&index)).copied().unwrap_or(EMPTY)
+    }
+
+    /// Whether the cells from `base` on may grow to hold `index`.
+    fn reaches(&self, index: i64) -> bool {
+        let end = self.base + self.cells.len() as i64;
+        self.cells.is_empty() || end.max(index + 1) - self.base.min(index) <= REACH
     }
 
     fn at(&mut self, index: i64) -> &mut Cell {
+        if !self.reaches(index) || self.far.contains_key(&index) {
+            return self.far.entry(index).or_insert(EMPTY);
+        }
+        self.near(index)
+    }
+
+    fn near(&mut self, index: i64) -> &mut Cell {
         if self.cells.is_empty() {
             self.base = index;
         }
@@ -55,6 +74,17 @@ impl Level {
             self.cells.resize(at + 1, EMPTY);
         }
         &mut self.cells[at]
+    }
+
+    /// Takes in what has come within reach.
+    fn gather(&mut self) {
+        while let Some((&index, &cell)) = self.far.first_key_value() {
+            if !self.reaches(index) {
+                return;
+            }
+            self.far.pop_first();
+            *self.near(index) = cell;
+        }
     }
 }
 
@@ -123,21 +153,25 @@ impl Tree {
     /// `drops`.
     pub(super) fn forget_before(&mut self, pane: i64, drops: &mut Vec<u32>) {
         for (i, level) in self.levels.iter_mut().enumerate() {
-            while !level.cells.is_empty() && level.base << (BITS * i as u32) < pane {
-                if let Some(cell) = level.cells.pop_front()
-                    && i > 0
-                    && cell.slot != NO_SLOT
-                {
-                    drops.push(cell.slot);
-                }
+            let mut drop = |cell: Option<Cell>| {
+                drops.extend(cell.map(|c| c.slot).filter(|slot| i > 0 && *slot != NO_SLOT));
+            };
+            let before = |index: i64| index << (BITS * i as u32) < pane;
+            while !level.cells.is_empty() && before(level.base) {
+                drop(level.cells.pop_front());
                 level.base += 1;
             }
+            while level.far.first_key_value().is_some_and(|(index, _)| before(*index)) {
+                drop(level.far.pop_first().map(|(_, cell)| cell));
+            }
+            level.gather();
         }
     }
 
     /// Every slot the nodes own.
     pub(super) fn into_slots(self) -> impl Iterator<Item = u32> {
-        self.levels.into_iter().skip(1).flat_map(|l| l.cells).map(|c| c.slot).filter(|s| *s != NO_SLOT)
+        let cells = self.levels.into_iter().skip(1).flat_map(|l| l.cells.into_iter().chain(l.far.into_values()));
+        cells.map(|c| c.slot).filter(|s| *s != NO_SLOT)
     }
 
     /// Pushes the parts of the window [from, to), in time order.
@@ -201,5 +235,39 @@ impl Tree {
         };
         work.jobs.levels[level].push((slot, parts));
         Some(slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cells(tree: &Tree) -> usize {
+        tree.levels.iter().map(|l| l.cells.len() + l.far.len()).sum()
+    }
+
+    #[test]
+    fn panes_years_apart_cost_no_room_between_them() {
+        let mut tree = Tree::default();
+        let second_of_2026 = 1_795_000_000;
+        let panes: Vec<i64> =
+            (0..100).chain(second_of_2026..second_of_2026 + 100).chain([-second_of_2026, second_of_2026 / 2]).collect();
+        for (slot, pane) in panes.iter().enumerate() {
+            tree.touch(*pane, slot as u32);
+        }
+        assert!(cells(&tree) < 2_000, "{} cells for {} panes", cells(&tree), panes.len());
+        for (slot, pane) in panes.iter().enumerate() {
+            let cell = tree.levels[0].get(*pane);
+            assert!(cell.filled && cell.slot == slot as u32, "{pane}");
+            assert!(tree.levels[LEVELS - 1].get(*pane >> (BITS * (LEVELS as u32 - 1))).filled, "{pane}");
+        }
+        // once the old ones are forgotten, the new ones stand side by side
+        tree.forget_before(second_of_2026, &mut Vec::new());
+        assert!(tree.levels.iter().all(|l| l.far.is_empty()));
+        assert_eq!(tree.levels[0].cells.len(), 100);
+        tree.touch(second_of_2026 + 100, 7);
+        assert_eq!(tree.levels[0].get(second_of_2026 + 100).slot, 7);
+        tree.forget_before(second_of_2026 + 1_000, &mut Vec::new());
+        assert_eq!(cells(&tree), 0);
     }
 }

@@ -305,6 +305,16 @@ fn show(at: usize, raw: &RawValue) -> Cow<'_, str> {
     let text = raw.get();
     let as_is = |fits: bool, or: &'static str| if fits { Cow::Borrowed(text) } else { Cow::Borrowed(or) };
     match text.as_bytes().first() {
+        // where no free text belongs, only what looks like a time or a name is shown: it may be a prompt gone astray
+        Some(b'"') if kind(at) == Kind::Time && !text.bytes().all(|b| b"\"0123456789TZtz:+-. ".contains(&b)) => {
+            Cow::Borrowed("\"<string>\"")
+        }
+        Some(b'"')
+            if (at == col::EVENT_TYPE || enumeration(at).is_some())
+                && !text.bytes().all(|b| b.is_ascii_alphanumeric() || b"\"._-".contains(&b)) =>
+        {
+            Cow::Borrowed("\"<string>\"")
+        }
         Some(b'"') if matches!(kind(at), Kind::Text | Kind::Time) => {
             let max = if matches!(at, col::ERROR_MESSAGE | col::TITLE) { MAX_TEXT } else { MAX_ID };
             let mut out = String::new();

@@ -349,6 +349,14 @@ impl Tenant {
     }
 }
 
+/// The tenant of a checkpointed chunk, by its key.
+///
+/// # Errors
+/// A key that is not one of ours.
+pub fn tenant_of(key: &[u8]) -> Result<&str, RestoreError> {
+    split_key(key).map(|(tenant, ..)| tenant).ok_or(RestoreError::Damaged)
+}
+
 /// Tenant, bucket (order-preserving), chunk.
 fn key(tenant: &str, bucket: i64, chunk: u32) -> Vec<u8> {
     let mut key = Vec::with_capacity(tenant.len() + 12);

@@ -15,13 +15,15 @@ use runwarden::clock::{SECOND, Wall};
 use runwarden::config::Config;
 use runwarden::decide::records::Decision;
 use runwarden::demo::traffic::{self, Traffic};
+use runwarden::kafka::client::Isolation;
 use runwarden::kafka::produce::Producer;
-use runwarden::kafka::reader::{OwnedRecord, read_topic};
+use runwarden::kafka::reader::{Ends, OwnedRecord, Reader, read_topic};
 use runwarden::kafka::{ClientSettings, Topics};
 use runwarden::pipeline::simulate::Simulation;
 use serde_json::Value;
 
 use crate::support::broker::{shared, signal, skipped};
+use crate::support::sidecar::eventually;
 use crate::support::{assert_same, real_hour, root};
 
 const LONG: Duration = Duration::from_secs(120);
@@ -160,6 +162,20 @@ listen = \"127.0.0.1:0\"
         read_topic(&self.client, topic).unwrap()
     }
 
+    /// How many records each telemetry partition holds.
+    fn ends(&self) -> Vec<i64> {
+        let ends = Ends::new(&self.client, "test").unwrap();
+        (0..self.topics.partitions).map(|p| ends.written(&self.topics.telemetry, p).unwrap()).collect()
+    }
+
+    /// How far the group has come in each telemetry partition.
+    fn committed(&self) -> Vec<i64> {
+        let group = self.topics.telemetry.replace("runs.telemetry", "group");
+        let reader = Reader::new(&self.client, &group, Isolation::Committed).unwrap();
+        let of = |p| reader.committed(&[&self.topics.telemetry], p).unwrap()[0].unwrap_or(0);
+        (0..self.topics.partitions).map(of).collect()
+    }
+
     /// The decisions on the topics that others see.
     fn said(&self) -> Vec<Said> {
         let t = &self.topics;
@@ -210,16 +226,43 @@ listen = \"127.0.0.1:0\"
 
     /// Sends the lines in order over `over`.
     fn feed(&self, over: Duration) {
+        self.feed_lines(&self.lines, over);
+    }
+
+    fn feed_lines(&self, lines: &[String], over: Duration) {
         let producer = Producer::new(&self.client).unwrap();
         let begun = Instant::now();
-        for (n, line) in self.lines.iter().enumerate() {
+        for (n, line) in lines.iter().enumerate() {
             let event: Value = serde_json::from_str(line).unwrap();
             let tenant = event["tenant_id"].as_str().unwrap();
-            let due = begun + over.mul_f64(n as f64 / self.lines.len() as f64);
+            let due = begun + over.mul_f64(n as f64 / lines.len() as f64);
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             producer.send(&self.topics.telemetry, tenant.as_bytes(), line.as_bytes()).unwrap();
         }
         producer.flush(LONG).unwrap();
+    }
+
+    /// Waits until everything on the telemetry topic is processed.
+    fn await_read(&self, partitions: i32) {
+        let group = format!("{}group", self.topics.telemetry.strip_suffix("runs.telemetry").unwrap());
+        let reader = Reader::new(&self.client, &group, Isolation::Committed).unwrap();
+        let telemetry = self.topics.telemetry.as_str();
+        let deadline = Instant::now() + LONG;
+        let read = |partition| {
+            let (_, high) = reader.watermarks(telemetry, partition).unwrap();
+            reader.committed(&[telemetry], partition).unwrap()[0].unwrap_or(0) >= high
+        };
+        while !(0..partitions).all(read) {
+            assert!(Instant::now() < deadline, "telemetry is not processed");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Runs a subcommand: its exit code, standard output and error.
+    fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let output = self.command(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
     }
 
     /// Waits until the signals topic holds everything that is decided while rows arrive.
@@ -400,23 +443,34 @@ fn until_end_on_six_partitions_is_what_a_simulation_says() {
     until_end_equals_simulate("until-end-6", 6);
 }
 
-#[test]
-fn until_end_on_records_keyed_by_run_says_of_each_run_what_a_simulation_says() {
+/// Replays under keys that misplace most records; gives what was said and what a simulation says.
+fn until_end_on_misplaced_records(test: &str, key: &str) -> Option<(Vec<Said>, Vec<Said>)> {
     // the order between partitions is nobody's promise, so nothing may be late here
-    let Some(site) = Site::new("keyed-by-run", 6, "allowed-lateness = \"2h\"") else { return };
+    let site = Site::new(test, 6, "allowed-lateness = \"2h\"")?;
     let wanted = site.oracle();
-    site.replay("run");
+    site.replay(key);
     site.done(&["run", "--until-end", "--config"]);
     let moved = site.read(&site.topics.repartition).len();
     assert!(moved > site.lines.len() / 2, "only {moved} of {} were misplaced", site.lines.len());
     assert!(site.read(&site.topics.dead_letter).is_empty());
     let found = site.said();
     assert_same(&orderless(&found), &orderless(&wanted), "levels and interventions");
+    println!("keyed by {key}: {moved} of {} moved", site.lines.len());
+    Some((found, wanted))
+}
+
+#[test]
+fn until_end_on_records_keyed_by_run_says_of_each_run_what_a_simulation_says() {
+    let Some((found, wanted)) = until_end_on_misplaced_records("keyed-by-run", "run") else { return };
     // a run's own order is kept, and with it every value and id
     let of_runs = |all: &[Said]| texts(all.iter().filter(|s| s.what == "signal" && s.text_of("/scope/kind") == "RUN"));
     assert!(of_runs(&wanted).len() > 30, "only {} signals of runs", of_runs(&wanted).len());
     assert_same(&of_runs(&found), &of_runs(&wanted), "signals of runs");
-    println!("keyed by run: {moved} of {} moved, {} signals of runs equal", site.lines.len(), of_runs(&found).len());
+}
+
+#[test]
+fn until_end_on_records_without_a_key_says_the_same_of_every_limit() {
+    until_end_on_misplaced_records("keyed-by-nothing", "none");
 }
 
 #[test]
@@ -462,6 +516,56 @@ fn kill_minus_nine_at_random_moments_loses_and_repeats_no_decision() {
     );
 }
 
+/// A sidecar reads up to `read`, the stream goes on to `sent` without one, then come the resize, the rest, and the end.
+fn resize_equals_simulate(test: &str, read: usize, sent: usize, orders: &[&str]) -> Option<(Site, Vec<Said>)> {
+    let time =
+        if orders.is_empty() { "idle-timeout = \"1h\"" } else { "idle-timeout = \"1h\"\nallowed-lateness = \"2h\"" };
+    let site = Site::new(test, 2, time)?;
+    let wanted = site.oracle();
+    let lines = &site.lines;
+    let part = |n: usize| lines.len() * n / 10;
+    let mut sidecar = site.sidecar(0);
+    sidecar.await_restored(2);
+    site.feed_lines(&lines[..part(read)], Duration::ZERO);
+    site.await_read(2);
+    sidecar.terminate();
+    site.feed_lines(&lines[part(read)..part(sent)], Duration::ZERO);
+    let command = |more: &[&str]| site.run(&[&["topics", "resize", "--partitions", "5"], more, &["--config"]].concat());
+    let (code, out, errors) = command(&["--dry-run"]);
+    assert!(code == Some(0) && out.starts_with("dry run"), "{code:?}\n{out}\n{errors}");
+    let (code, out, errors) = command(orders);
+    assert_eq!(code, Some(0), "{out}\n{errors}");
+    println!("{out}{errors}");
+    assert!(out.contains("2 before, 5 after"), "{out}");
+    let (code, again, errors) = command(&[]);
+    assert!(code == Some(0) && again.starts_with("nothing to do"), "{code:?} {again}\n{errors}");
+    let (code, _, errors) = site.run(&["topics", "resize", "--partitions", "3", "--config"]);
+    assert!(code == Some(1) && errors.contains("cannot take any away"), "{code:?} {errors}");
+    site.feed_lines(&lines[part(sent)..], Duration::ZERO);
+    site.done(&["run", "--until-end", "--config"]);
+    Some((site, wanted))
+}
+
+#[test]
+fn a_resize_between_the_halves_of_a_stream_changes_no_decision() {
+    let Some((site, wanted)) = resize_equals_simulate("resize-drained", 5, 5, &[]) else { return };
+    assert_same(&texts(site.said().iter()), &texts(wanted.iter()), "topics and simulation");
+}
+
+#[test]
+fn a_resize_before_unread_records_changes_no_decision() {
+    let Some((site, wanted)) = resize_equals_simulate("resize-backlog", 4, 6, &[]) else { return };
+    assert_same(&texts(site.said().iter()), &texts(wanted.iter()), "topics and simulation");
+}
+
+#[test]
+fn a_resize_that_leaves_unread_records_to_the_sidecars_loses_none() {
+    // left behind, they come after newer ones: nothing may be late here
+    let Some((site, wanted)) = resize_equals_simulate("resize-left", 4, 6, &["--leave-backlog"]) else { return };
+    assert!(!site.read(&site.topics.repartition).is_empty() && site.read(&site.topics.dead_letter).is_empty());
+    assert_same(&orderless(&site.said()), &orderless(&wanted), "levels and interventions");
+}
+
 fn decided_at(said: &Said) -> Option<i64> {
     let text = said.value.get("decided_at")?.as_str()?;
     runwarden::telemetry::parse_time(text)
@@ -473,13 +577,24 @@ fn sigterm_under_load_ends_well_in_five_seconds_and_the_next_start_repeats_nothi
     let Some(site) = Site::new("sidecar-term", PARTITIONS, "idle-timeout = \"1h\"") else { return };
     let wanted = site.oracle();
     let (last, took) = std::thread::scope(|scope| {
-        scope.spawn(|| site.feed(Duration::from_secs(10)));
+        scope.spawn(|| site.feed(Duration::from_secs(20)));
         let mut took = Vec::new();
         for life in 0..3 {
             let mut sidecar = site.sidecar(life);
             sidecar.await_restored(PARTITIONS);
-            std::thread::sleep(Duration::from_secs(1));
+            // what was sent while nobody ran
+            let backlog = site.ends();
+            eventually("caught up", LONG, || site.committed().iter().zip(&backlog).all(|(now, then)| now >= then));
+            let there = site.ends();
+            // what is on its way from the broker at the signal counts as arrived since
+            std::thread::sleep(Duration::from_millis(250));
             took.push(sidecar.terminate());
+            for (partition, (end, committed)) in there.iter().zip(site.committed()).enumerate() {
+                assert!(
+                    committed >= *end,
+                    "partition {partition}: {end} records were there, {committed} are processed"
+                );
+            }
         }
         (site.sidecar(3), took)
     });

@@ -3,16 +3,21 @@
 //! The long form of the crash test: `RUNWARDEN_KILL_ROUNDS=50 cargo test --test it kafka_real::kill -- --nocapture`.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use runwarden::kafka::provision::{Broker as Admin, verify};
-use runwarden::kafka::reader::read_topic;
+use rdkafka::Offset;
+use runwarden::kafka::client::Isolation;
+use runwarden::kafka::provision::{Broker as Admin, Provisioner, verify};
+use runwarden::kafka::reader::{Next, Reader, read_topic};
+use runwarden::kafka::resize::{Order, resize};
+use runwarden::kafka::status::LogObserver;
 use runwarden::kafka::{ClientSettings, Ended, Error, ShellConfig, Topics};
 
 use crate::support::broker::{Broker, Cluster, fresh_topics, fresh_topics_replicated, shared, skipped};
 use crate::support::child::{Orders, SidecarChild};
-use crate::support::sidecar::{Sidecar, Traffic, eventually};
+use crate::support::sidecar::{Sidecar, Traffic, eventually, factory};
 use crate::support::toy::Toy;
 
 const LONG: Duration = Duration::from_secs(90);
@@ -130,6 +135,49 @@ fn kill_at_random(test: &str, consumer_protocol: bool, rounds: usize, brokers: &
     assert_ticks(&client, &topics);
     restarts.sort();
     println!("{} records, restart to all restored: {restarts:?}", traffic.total());
+}
+
+#[test]
+fn death_between_produce_and_commit_loses_and_repeats_nothing() {
+    let brokers = broker_or_skip!("death_between_produce_and_commit_loses_and_repeats_nothing");
+    let client = ClientSettings::new(&brokers);
+    let topics = fresh_topics(&client, "between", 3);
+    let mut traffic = Traffic::new(&client, &topics, 30);
+    let dir = tempfile::tempdir().unwrap();
+    let orders = Orders { is_static: true, ..Orders::new(&brokers, &topics, "a") };
+    let mut dice = Dice(5);
+    let last = with_load(&mut traffic, 20, || {
+        for round in 0..rounds() {
+            // Outputs are sent with the step; the commit follows 100 ms after the first, and takes some ms.
+            let die = Some((1 + dice.roll(20), dice.roll(if round % 2 == 0 { 1_000 } else { 110_000 })));
+            assert_sound(&SidecarChild::start(&Orders { die, ..orders.clone() }, &dir, round).mourn());
+        }
+        SidecarChild::start(&orders, &dir, rounds())
+    });
+    traffic.settle(&client, &topics, LONG);
+    let (clean, said) = last.stop();
+    assert!(clean, "{said}");
+    assert_sound(&said);
+    traffic.settle(&client, &topics, LONG);
+    assert_ticks(&client, &topics);
+    let reader = Reader::new(&client, "test", Isolation::Uncommitted).unwrap();
+    let mut written = 0;
+    for partition in 0..topics.partitions {
+        let all = reader.to_end(
+            &topics.signals,
+            partition,
+            Offset::Beginning,
+            || false,
+            |_| {
+                written += 1;
+                Next::More
+            },
+        );
+        all.unwrap();
+    }
+    let aborted = written - traffic.total();
+    println!("{} deaths, {aborted} outputs in transactions that were never committed", rounds());
+    assert!(aborted > 0, "no death fell between produce and commit");
 }
 
 fn scale_and_kill(test: &str, consumer_protocol: bool, brokers: &str) {
@@ -349,6 +397,127 @@ fn topics_are_created_with_their_settings_and_wrong_ones_are_refused() {
     let mixed = Topics { commands: five.commands.clone(), ..topics };
     let error = verify(&admin, &mixed).unwrap_err().to_string();
     assert!(error.contains("has 5 partitions") && error.contains("has 3"), "{error}");
+}
+
+/// Partition counts of the topics that must agree.
+fn joint_counts(client: &ClientSettings, topics: &Topics) -> BTreeSet<i32> {
+    let counts = Admin::new(client.clone()).partition_counts().unwrap();
+    topics.specs().iter().filter(|s| s.co_partitioned).map(|s| counts[s.name]).collect()
+}
+
+fn resize_with_kills(test: &str, consumer_protocol: bool, brokers: &str) {
+    let client = ClientSettings::new(brokers);
+    let topics = fresh_topics(&client, test, 2);
+    let mut traffic = Traffic::new(&client, &topics, 200);
+    let dir = tempfile::tempdir().unwrap();
+    let orders = Orders { consumer_protocol, placed: true, tick: None, ..Orders::new(brokers, &topics, "a") };
+    let order = Orders { resize: Some(5), ..orders.clone() };
+    let first = SidecarChild::start(&orders, &dir, 0);
+    traffic.send(3_000);
+    traffic.settle(&client, &topics, LONG);
+    assert_sound(&first.kill());
+    traffic.send(1_000);
+    let mut dice = Dice(5);
+    let mut phases = BTreeSet::new();
+    let mut kills = 0;
+    let said = loop {
+        let mut resize = SidecarChild::start(&order, &dir, 100 + kills);
+        // Each dies a little after it got one phase further than the last.
+        let until = [
+            "restoring",
+            "taking the state apart",
+            "checkpoint: partitions become 5",
+            "writing partition 2",
+            "in force",
+            "outcomes: partitions become 5",
+        ];
+        if let Some(text) = until.get(kills) {
+            eventually("a resize gets there", LONG, || resize.said().contains(text) || !resize.is_running());
+            std::thread::sleep(Duration::from_millis(dice.roll(30)));
+            traffic.send(50);
+            let said = resize.kill();
+            assert_sound(&said);
+            phases.extend(until.iter().filter(|text| said.contains(**text)).copied());
+            kills += 1;
+            continue;
+        }
+        let (good, said) = resize.end();
+        assert!(good, "{said}");
+        break said;
+    };
+    assert_eq!(joint_counts(&client, &topics), BTreeSet::from([5]), "{said}");
+    println!("{kills} kills, in {phases:?}\n{said}");
+    let (good, said) = SidecarChild::start(&order, &dir, 200).end();
+    assert!(good && said.contains("nothing_to_do: true"), "{said}");
+    traffic.send(1_000);
+    let last = SidecarChild::start(&orders, &dir, 1);
+    eventually("all restored", LONG, || last.said().matches("Restored").count() >= 5);
+    traffic.send(1_000);
+    eventually("all out", LONG, || traffic.seen(&client, &topics) >= traffic.total());
+    let (clean, said) = last.stop();
+    assert!(clean, "{said}");
+    assert_sound(&said);
+    traffic.check_orderless(&client, &topics).unwrap();
+    // and once more from the new checkpoints alone
+    let again = SidecarChild::start(&orders, &dir, 2);
+    traffic.send(500);
+    eventually("all out", LONG, || traffic.seen(&client, &topics) >= traffic.total());
+    let (clean, said) = again.stop();
+    assert!(clean, "{said}");
+    assert_sound(&said);
+    traffic.check_orderless(&client, &topics).unwrap();
+}
+
+#[test]
+fn a_resize_killed_again_and_again_loses_and_repeats_nothing() {
+    let brokers = broker_or_skip!("a_resize_killed_again_and_again_loses_and_repeats_nothing");
+    resize_with_kills("resize", false, &brokers);
+}
+
+#[test]
+fn a_resize_of_a_kip_848_group_killed_again_and_again_loses_and_repeats_nothing() {
+    let brokers = broker_or_skip!("a_resize_of_a_kip_848_group_killed_again_and_again_loses_and_repeats_nothing");
+    resize_with_kills("resize848", true, &brokers);
+}
+
+#[test]
+fn a_resize_beside_a_sidecar_to_fewer_partitions_or_after_growth_by_hand_is_refused_or_heals() {
+    let brokers =
+        broker_or_skip!("a_resize_beside_a_sidecar_to_fewer_partitions_or_after_growth_by_hand_is_refused_or_heals");
+    let client = ClientSettings::new(&brokers);
+    let topics = fresh_topics(&client, "resize-refused", 2);
+    let mut traffic = Traffic::new(&client, &topics, 50);
+    let orders = Orders { placed: true, tick: None, ..Orders::new(&brokers, &topics, "a") };
+    let run = |partitions, dry_run| {
+        let order = Order { partitions, dry_run, accept_loss: false, leave_backlog: true };
+        resize(&orders.config(), factory(orders.toy()), Arc::new(LogObserver), order, &|_| {})
+    };
+    let sidecar = Sidecar::start(orders.config(), orders.toy());
+    traffic.send(500);
+    traffic.settle(&client, &topics, LONG);
+    let error = run(4, false).unwrap_err();
+    assert!(matches!(&error, Error::Refused(why) if why.contains("in use")), "{error}");
+    assert!(sidecar.status.ready() && !sidecar.witness.saw("Revoked"), "the sidecar was left alone");
+    assert_eq!(sidecar.drain(LONG), Ended::Drained);
+    let error = run(1, false).unwrap_err();
+    assert!(matches!(&error, Error::Refused(why) if why.contains("cannot take any away")), "{error}");
+    assert!(run(2, false).unwrap().nothing_to_do);
+    let dry = run(4, true).unwrap();
+    assert_eq!((dry.from, dry.to, dry.keys, joint_counts(&client, &topics)), (2, 4, 50, BTreeSet::from([2])));
+    // grown by hand: sidecars refuse to take the state for theirs, and the command heals it
+    let joint: Vec<String> = topics.specs().iter().filter(|s| s.co_partitioned).map(|s| s.name.to_owned()).collect();
+    Admin::new(client.clone()).grow(&joint.iter().map(String::as_str).collect::<Vec<_>>(), 4, false).unwrap();
+    traffic.send(500);
+    let error = Sidecar::start(orders.config(), orders.toy()).join().unwrap_err();
+    assert!(matches!(error, Error::Resized { partitions: 4, found: 2, .. }), "{error}");
+    let report = run(4, false).unwrap();
+    assert!(report.grown.is_empty() && report.keys == 50 && report.from == 2, "{report:?}");
+    let sidecar = Sidecar::start(orders.config(), orders.toy());
+    traffic.send(500);
+    eventually("all out", LONG, || traffic.seen(&client, &topics) >= traffic.total());
+    assert_sound(&sidecar.witness.events.lock().unwrap().join("\n"));
+    sidecar.drain(LONG);
+    traffic.check_orderless(&client, &topics).unwrap();
 }
 
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {

@@ -7,9 +7,12 @@
 )]
 
 mod bounds;
+mod commands;
+mod decisions;
 mod demo_traffic;
 mod determinism;
 mod end_to_end;
+mod fuzz;
 mod kafka_bounds;
 mod kafka_mock;
 mod kafka_real;

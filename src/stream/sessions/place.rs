@@ -32,7 +32,7 @@ impl SessionStore {
             }
         };
         let g = &self.groups[group as usize];
-        if g.closed.iter().any(|c| joins(c.start, c.last, c.marked)) {
+        if g.closed.is_some_and(|c| joins(c.start, c.last, c.marked)) {
             return false;
         }
         let next = g.open.partition_point(|s| s.start <= time);
@@ -214,8 +214,9 @@ impl SessionStore {
     }
 
     pub(super) fn due_of(&self, group: &Group) -> Option<Micros> {
-        let open = group.open.iter().map(|s| s.end(self.gap)).min();
-        let closed = group.closed.iter().map(|c| c.end.saturating_add(self.gap)).min();
+        // sessions end in the order in which they start
+        let open = group.open.first().map(|s| s.end(self.gap));
+        let closed = group.closed.map(|c| c.end.saturating_add(self.gap));
         match (open, closed) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -251,24 +252,18 @@ impl SessionStore {
             let gap = self.gap;
             let g = &mut self.groups[group as usize];
             g.timer = None;
-            let mut at = 0;
-            while at < g.open.len() {
-                let end = g.open[at].end(gap);
-                if end > bound {
-                    at += 1;
-                    continue;
-                }
-                let session = g.open.remove(at);
+            let passed = g.open.partition_point(|s| s.end(gap) <= bound);
+            for session in g.open.drain(..passed) {
+                let end = session.end(gap);
+                let bounds = Closed { start: session.start, last: session.last, end, marked: session.marked };
+                g.closed = Some(bounds.and(g.closed));
                 self.sessions -= 1;
-                g.closed.reserve_exact(1);
-                g.closed.push(Closed { start: session.start, last: session.last, end, marked: session.marked });
                 self.closing.push((group, session, moves.row(clock, end)));
                 self.dirty.touch(group);
             }
             let until = moves.watermark(clock).min(bound);
-            let known = g.closed.len();
-            g.closed.retain(|c| c.end.saturating_add(gap) > until);
-            if g.closed.len() != known {
+            if g.closed.is_some_and(|c| c.end.saturating_add(gap) <= until) {
+                g.closed = None;
                 self.dirty.touch(group);
             }
             if g.is_empty() {

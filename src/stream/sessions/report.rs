@@ -62,6 +62,8 @@ impl SessionStore {
         }
         let steps = std::mem::take(&mut self.steps);
         let old = self.old.take();
+        // what is done here again was counted
+        let counted = self.pool.capped;
         // one scratch slot per work; absent until the first step
         let mut temps: BTreeMap<u32, (u32, bool)> = BTreeMap::new();
         // sequences followed row by row
@@ -146,6 +148,7 @@ impl SessionStore {
         }
         self.steps = steps;
         self.old = old;
+        self.pool.capped = counted;
         by_group(&results, picks)
     }
 

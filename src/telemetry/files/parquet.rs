@@ -4,6 +4,7 @@
 //! JSON text, maps or structs. Null is missing.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
@@ -26,6 +27,13 @@ use crate::telemetry::redact::write_string;
 use crate::telemetry::schema::TIME;
 
 const BATCH: usize = 1_024;
+
+/// Runs the Parquet library, which may panic on a malformed file.
+fn guarded<T>(path: &str, read: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        Err(Error::Format { path: path.to_owned(), message: "it is malformed: reading it failed".to_owned() })
+    })
+}
 
 /// Reads one file.
 pub(super) struct Rows {
@@ -55,10 +63,12 @@ enum Cells {
 impl Rows {
     pub(super) fn open(file: File, path: String, size: u64) -> Result<Self, Error> {
         let refused = |message: String| Error::Format { path: path.clone(), message };
-        let builder = ParquetRecordBatchReaderBuilder::try_new(file)
-            .map_err(|error| refused(format!("it is not Parquet: {error}")))?;
-        let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
-        let reader = builder.with_batch_size(BATCH).build().map_err(|error| refused(error.to_string()))?;
+        let (rows, reader) = guarded(&path, || {
+            let builder = ParquetRecordBatchReaderBuilder::try_new(file)
+                .map_err(|error| refused(format!("it is not Parquet: {error}")))?;
+            let rows = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
+            Ok((rows, builder.with_batch_size(BATCH).build().map_err(|error| refused(error.to_string()))?))
+        })?;
         let json = String::new();
         Ok(Self { reader, path, size, rows, row: 0, cells: Vec::new(), at: 0, in_batch: 0, json })
     }
@@ -170,14 +180,14 @@ impl Reader for Rows {
     fn advance(&mut self) -> Result<bool, Error> {
         self.at += 1;
         while self.at >= self.in_batch {
-            let refused = |error: ArrowError| Error::Format { path: self.path.clone(), message: error.to_string() };
-            match self.reader.next() {
-                Some(batch) => {
-                    let batch = batch.map_err(refused)?;
-                    let path = self.path.clone();
-                    self.take(&batch).map_err(|error| Error::Format { path, message: error.to_string() })?;
-                }
-                None => return Ok(false),
+            let path = self.path.clone();
+            let refused = |error: ArrowError| Error::Format { path: path.clone(), message: error.to_string() };
+            let more = guarded(&path, || match self.reader.next() {
+                Some(batch) => self.take(&batch.map_err(refused)?).map_err(refused).map(|()| true),
+                None => Ok(false),
+            })?;
+            if !more {
+                return Ok(false);
             }
         }
         self.row += 1;

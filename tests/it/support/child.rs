@@ -5,8 +5,10 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use runwarden::kafka::resize::{Order, resize};
 use runwarden::kafka::{ClientSettings, Ended, Event, GroupProtocol, Observer, Shell, ShellConfig, Topics};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +30,12 @@ pub struct Orders {
     pub tick: Option<i64>,
     pub urgent: bool,
     pub checkpoint_ms: u64,
+    /// Die without a word, in the so manieth step that has records and so many µs after it: while its transaction is open.
+    pub die: Option<(u64, u64)>,
+    /// See `Toy::placed`.
+    pub placed: bool,
+    /// Not a sidecar but a resize to so many partitions.
+    pub resize: Option<i32>,
 }
 
 impl Orders {
@@ -43,6 +51,9 @@ impl Orders {
             tick: Some(50_000),
             urgent: false,
             checkpoint_ms: 700,
+            die: None,
+            placed: false,
+            resize: None,
         }
     }
 
@@ -60,16 +71,29 @@ impl Orders {
     }
 
     pub fn toy(&self) -> Toy {
-        Toy { tick: self.tick, urgent: self.urgent, ..Toy::default() }
+        Toy { tick: self.tick, urgent: self.urgent, placed: self.placed, ..Toy::default() }
     }
 }
 
 /// Says on standard output what must not happen, and what the test waits for.
-struct Teller;
+#[derive(Default)]
+struct Teller {
+    die: Option<(u64, u64)>,
+    steps: AtomicU64,
+}
 
 impl Observer for Teller {
     fn on(&self, event: Event<'_>) {
         match event {
+            Event::Stepped { records, .. } if records > 0 => {
+                let step = self.steps.fetch_add(1, Ordering::Relaxed) + 1;
+                if let Some((_, later)) = self.die.filter(|(at, _)| *at == step) {
+                    std::thread::spawn(move || {
+                        std::thread::sleep(Duration::from_micros(later));
+                        std::process::abort();
+                    });
+                }
+            }
             Event::Stepped { .. } | Event::Committed(_) => {}
             event => println!("{event:?}"),
         }
@@ -81,7 +105,16 @@ impl Observer for Teller {
 fn toy_sidecar_child() {
     let Ok(orders) = std::env::var(ORDERS) else { return };
     let orders: Orders = serde_json::from_str(&orders).unwrap();
-    let shell = Shell::new(orders.config(), factory(orders.toy()), Arc::new(Teller));
+    if let Some(partitions) = orders.resize {
+        let order = Order { partitions, dry_run: false, accept_loss: false, leave_backlog: false };
+        let ended = resize(&orders.config(), factory(orders.toy()), Arc::new(Teller::default()), order, &|text| {
+            println!("{text}")
+        });
+        println!("ended {ended:?}");
+        std::process::exit(i32::from(ended.is_err()));
+    }
+    let shell =
+        Shell::new(orders.config(), factory(orders.toy()), Arc::new(Teller { die: orders.die, ..Teller::default() }));
     let handle = shell.handle();
     std::thread::spawn(move || {
         // The parent closes our standard input to ask for a drain, or because it died.
@@ -122,6 +155,16 @@ impl SidecarChild {
         eventually(&format!("child says {text}; it said:\n{}", self.said()), within, || self.said().contains(text));
     }
 
+    /// Waits until it has died by itself.
+    pub fn mourn(mut self) -> String {
+        // Waiting would close its standard input, and so ask for a drain.
+        let open = self.child.stdin.take();
+        let status = self.child.wait().unwrap();
+        drop(open);
+        assert!(status.code().is_none(), "it ended instead: {status}\n{}", self.said());
+        self.said()
+    }
+
     pub fn kill(mut self) -> String {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -130,6 +173,17 @@ impl SidecarChild {
 
     pub fn signal(&self, name: &str) {
         signal(&self.child, name);
+    }
+
+    /// Waits for its end; whether it was good, and what it said.
+    pub fn end(mut self) -> (bool, String) {
+        let status = self.child.wait().unwrap();
+        (status.success(), self.said())
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Asks for a drain; whether it was clean, and what it said.

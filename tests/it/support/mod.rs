@@ -9,9 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
+use proptest::prelude::ProptestConfig;
 use runwarden::cli::load::{self, Text, Texts};
 use runwarden::decide::records::Decision;
 use runwarden::pipeline::Settings;
+
+/// Settings of a property test: `default` cases, or as many as `PROPTEST_CASES` says.
+pub fn cases(default: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    ProptestConfig { cases, max_shrink_iters: 200, ..ProptestConfig::default() }
+}
 
 /// The project's root.
 pub fn root() -> &'static Path {
@@ -76,7 +83,7 @@ pub fn essence(decision: &Decision) -> Option<String> {
             s.reason
         )),
         Decision::Intervention(i) => Some(format!(
-            "intervention {} {} {}:{} {} {}",
+            "intervention {} {} {}:{} {:?} {}",
             i.intervention_id, i.kind, i.target.kind, i.target.id, i.signal_id, i.reason
         )),
         Decision::Alert(a) => Some(format!(

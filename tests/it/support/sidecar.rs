@@ -169,6 +169,29 @@ impl Traffic {
         if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
     }
 
+    /// Every record once and each key numbered without a gap, in whatever order its records came.
+    pub fn check_orderless(&self, client: &ClientSettings, topics: &Topics) -> Result<(), String> {
+        let mut found: BTreeMap<String, (Vec<u64>, Vec<String>)> = BTreeMap::new();
+        for record in read_topic(client, &topics.signals).map_err(|e| e.to_string())? {
+            let output: Output =
+                serde_json::from_slice(record.payload.as_deref().unwrap_or_default()).map_err(|e| e.to_string())?;
+            let (numbers, seqs) = found.entry(output.key).or_default();
+            numbers.push(output.n);
+            seqs.push(output.seq);
+        }
+        for (key, sent) in &self.sent {
+            let (mut numbers, mut seqs) = found.remove(key).unwrap_or_default();
+            numbers.sort_unstable();
+            seqs.sort_unstable();
+            let mut sent = sent.clone();
+            sent.sort_unstable();
+            if seqs != sent || numbers.iter().zip(1..).any(|(n, expected)| *n != expected) {
+                return Err(format!("{key}: {} of {} outputs, numbered {numbers:?}", seqs.len(), sent.len()));
+            }
+        }
+        if found.is_empty() { Ok(()) } else { Err(format!("nobody sent {:?}", found.keys())) }
+    }
+
     /// How many outputs there are.
     pub fn seen(&self, client: &ClientSettings, topics: &Topics) -> usize {
         read_topic(client, &topics.signals).map_or(0, |records| records.len())

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use runwarden::clock::Wall;
 use runwarden::kafka::core::{Core, CoreError, Input, OutRecord, Record, StateChange, StepInput, StepOutput, Topic};
+use runwarden::telemetry::tenant_partition;
 use serde::{Deserialize, Serialize};
 
 /// Settings of the toy.
@@ -21,6 +22,8 @@ pub struct Toy {
     pub quiet: bool,
     /// Pretend to be of another version.
     pub other_version: bool,
+    /// A key's records belong where murmur2 places the key; others are re-keyed. Without it a key belongs where it is found.
+    pub placed: bool,
 }
 
 /// What the toy writes.
@@ -93,6 +96,17 @@ impl Core for State {
         for batch in &input.inputs {
             for record in &batch.records {
                 let key = String::from_utf8_lossy(record.key.unwrap_or_default()).into_owned();
+                let owner = tenant_partition(&key, self.partitions);
+                if self.toy.placed && owner != self.partition {
+                    outputs.push(OutRecord {
+                        topic: Topic::Repartition,
+                        partition: Some(owner),
+                        key: key.into(),
+                        payload: record.payload.map(Into::into),
+                        headers: vec![("origin".into(), self.partition.to_string().into_bytes())],
+                    });
+                    continue;
+                }
                 match (batch.input, key.strip_prefix("move:")) {
                     (Input::Telemetry, Some(real)) => {
                         let partition = (real.len() as i32 + self.partition + 1) % self.partitions;
@@ -150,6 +164,31 @@ impl Core for State {
 
     fn mark_all_dirty(&mut self) {
         self.dirty.extend(self.counts.keys().cloned());
+        if self.next_tick.is_some() {
+            self.dirty.insert("\u{1}ticks".into());
+        }
+    }
+
+    fn split(&mut self, partitions: i32) -> Result<Vec<Vec<StateChange>>, CoreError> {
+        self.mark_all_dirty();
+        let mut shares = vec![Vec::new(); partitions as usize];
+        for change in self.take_changes() {
+            // ticks are the partition's own
+            let key = std::str::from_utf8(&change.key).unwrap();
+            let to = if key.starts_with('\u{1}') { self.partition } else { tenant_partition(key, partitions) };
+            shares[to as usize].push(change);
+        }
+        Ok(shares)
+    }
+
+    fn join(&mut self, shares: Vec<Vec<StateChange>>) -> Result<(), CoreError> {
+        for change in shares.into_iter().flatten() {
+            let key = String::from_utf8(change.key.clone()).unwrap();
+            assert!(!self.counts.contains_key(&key), "{key} was on two partitions");
+            self.restore(&change.key, &change.value.unwrap())?;
+        }
+        self.mark_all_dirty();
+        Ok(())
     }
 
     fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), CoreError> {

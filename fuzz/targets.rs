@@ -1,0 +1,173 @@
+//! What is fuzzed: every decoder of bytes that others wrote. Each function takes any bytes and must not panic.
+//!
+//! `fuzz_targets/` gives them to libFuzzer, `tests/it/fuzz.rs` to a plain mutation loop that needs no nightly toolchain.
+
+#![allow(dead_code, reason = "each fuzz target uses one of them")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failure here is a finding")]
+
+use std::io::Write;
+use std::sync::{Arc, OnceLock};
+
+use runwarden::cli::load::{self, Texts};
+use runwarden::clock::{SECOND, Wall};
+use runwarden::kafka::core::{Core, Input, InputBatch, Record, StepInput};
+use runwarden::pipeline::{Own, Partition, Settings};
+use runwarden::telemetry::files::Files;
+use runwarden::telemetry::{self, Decoder, Origin, redacted_json};
+
+const NOW: Wall = Wall(2_000_000_000 * SECOND);
+/// Largest record, bytes.
+const LARGEST: usize = 4_096;
+
+fn decoder() -> Decoder {
+    Decoder::new(Arc::new(telemetry::Settings {
+        attributes: ["region", "nested"].map(str::to_owned).to_vec(),
+        max_record_bytes: LARGEST,
+        ..telemetry::Settings::default()
+    }))
+}
+
+fn origin(offset: i64) -> Origin {
+    Origin { input: 2, topic: "t".into(), partition: 0, offset }
+}
+
+/// Records, one a line: each becomes one row or one dead letter, and a row is the same row after it was re-keyed.
+pub fn json(data: &[u8]) {
+    let mut decoder = decoder();
+    let mut count = 0;
+    for line in data.split(|b| *b == b'\n') {
+        decoder.push(origin(count), count, Some(line), NOW);
+        count += 1;
+    }
+    let decoded = decoder.finish();
+    let rows = &decoded.batch.rows;
+    assert_eq!(rows.num_rows() + decoded.dead.len(), count as usize, "one row or one dead letter each");
+    for row in 0..rows.num_rows() {
+        decoder.push(origin(0), 0, Some(&redacted_json(rows, row)), NOW);
+    }
+    let again = decoder.finish();
+    assert!(again.dead.is_empty(), "a good row stays one: {:?}", again.dead);
+    assert_eq!(again.batch.rows, *rows);
+}
+
+/// A file of recorded telemetry.
+pub fn file(extension: &str, data: &[u8]) {
+    let mut file = tempfile::Builder::new().suffix(&format!(".{extension}")).tempfile().expect("a temporary file");
+    file.write_all(data).expect("room for it");
+    let Ok(mut files) = Files::open(&[file.path().to_owned()], 2, LARGEST) else { return };
+    let mut decoder = decoder();
+    let mut count = 0;
+    while let Ok(Some(record)) = files.next() {
+        record.push(&mut decoder, count, NOW);
+        count += 1;
+        if count > 10_000 {
+            return;
+        }
+    }
+    let decoded = decoder.finish();
+    assert_eq!(decoded.batch.rows.num_rows() + decoded.dead.len(), count as usize, "one row or one dead letter each");
+}
+
+fn settings() -> Arc<Settings> {
+    static SETTINGS: OnceLock<Arc<Settings>> = OnceLock::new();
+    let make = || {
+        let mut settings = load::build(&Texts::demo(), load::defaults()).expect("what is shipped is valid").settings;
+        settings.event_clock = true;
+        settings.future_at = Some(NOW);
+        Arc::new(settings)
+    };
+    Arc::clone(SETTINGS.get_or_init(make))
+}
+
+fn partition() -> Partition {
+    Partition::new(settings(), Own { partition: 0, partitions: 1 }).expect("what is shipped is valid")
+}
+
+fn step(core: &mut Partition, number: u64, payloads: &[Vec<u8>], finish: bool) -> Result<(), String> {
+    let record = |(i, payload)| Record {
+        offset: number as i64 * 1_000 + i as i64,
+        timestamp: 0,
+        key: None,
+        payload: Some(payload),
+        headers: &[],
+    };
+    let records = payloads.iter().map(Vec::as_slice).enumerate().map(record).collect();
+    let inputs = vec![InputBatch { input: Input::Telemetry, records, at_end: false }];
+    let input = StepInput { number, now: NOW, inputs, replaying: false, finish };
+    core.step(&input).map(drop).map_err(|e| e.to_string())
+}
+
+fn events(from: usize, to: usize) -> Vec<Vec<u8>> {
+    let event = |n: usize| {
+        let kind = ["run.step", "run.step", "run.started", "run.failed", "agent.heartbeat"][n % 5];
+        serde_json::json!({
+            "event_id": format!("e{n}"), "event_time": 1_700_000_000_000_i64 + n as i64 * 900 - n as i64 % 7 * 1_000,
+            "event_type": kind, "tenant_id": format!("t{}", n % 2), "run_id": format!("r{}", n % 6),
+            "agent_id": format!("a{}", n % 3), "api_key_id": "k", "human_actor_id": "h", "provider": "p",
+            "input_tokens": n * 997 % 50_000, "latency_ms": n * 31 % 9_000, "cost_usd": 0.5, "risk_score": 0.5,
+            "anomaly_score": 0.9,
+        })
+        .to_string()
+        .into_bytes()
+    };
+    (from..to).map(event).collect()
+}
+
+/// What a partition checkpoints after some events.
+pub fn checkpoint() -> &'static [(Vec<u8>, Vec<u8>)] {
+    static SAVED: OnceLock<Vec<(Vec<u8>, Vec<u8>)>> = OnceLock::new();
+    SAVED.get_or_init(|| {
+        let mut core = partition();
+        step(&mut core, 1, &events(0, 120), false).expect("good events");
+        core.take_changes().into_iter().filter_map(|c| Some((c.key, c.value?))).collect()
+    })
+}
+
+/// Makes a changed value one that its checksum does not give away.
+fn reseal(key: &[u8], value: &mut [u8]) {
+    let Some((head, body)) = value.split_at_mut_checked(5) else { return };
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(body);
+    if matches!(key.first(), Some(b'W' | b'C')) {
+        // windows: over the name too
+        crc.update(&key[1..]);
+        head[1..].copy_from_slice(&crc.finalize().to_be_bytes());
+    } else {
+        head[1..].copy_from_slice(&crc.finalize().to_le_bytes());
+    }
+}
+
+/// Checkpointed state with one record changed: `[record: 2][flags][edits: place, byte …]`. Flag 1: under a checksum that
+/// fits; 2: cut at the first place; 4: the name is changed, not the value. Whatever is taken back must not panic, then or in
+/// the steps after it.
+pub fn state(data: &[u8]) {
+    let saved = checkpoint();
+    let Some((&[a, b, flags], edits)) = data.split_first_chunk::<3>() else { return };
+    let changed = usize::from(u16::from_le_bytes([a, b])) % saved.len();
+    let (mut key, mut value) = saved[changed].clone();
+    let target = if flags & 4 == 4 { &mut key } else { &mut value };
+    for (i, edit) in edits.chunks_exact(3).enumerate() {
+        let at = usize::from(u16::from_le_bytes([edit[0], edit[1]])) % target.len().max(1);
+        if i == 0 && flags & 2 == 2 {
+            target.truncate(at);
+        } else if let Some(byte) = target.get_mut(at) {
+            *byte = edit[2];
+        }
+    }
+    if flags & 1 == 1 {
+        reseal(&key, &mut value);
+    }
+    let mut core = partition();
+    for (i, (k, v)) in saved.iter().enumerate() {
+        let (k, v) = if i == changed { (&key, &value) } else { (k, v) };
+        if core.restore(k, v).is_err() && i != changed {
+            assert!(flags & 1 == 1, "an untouched record is refused only after a changed one was believed");
+        }
+    }
+    // refused or not, it goes on
+    let _refused = core.restored();
+    if step(&mut core, 2, &events(120, 160), false).is_ok() {
+        core.take_changes();
+        let _stopped = step(&mut core, 3, &[], true);
+    }
+}
