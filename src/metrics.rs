@@ -18,9 +18,11 @@ use prometheus::{
 
 use crate::clock::{Micros, SECOND};
 
-use self::family::{AgesByPartition, CountersByMetric, Family, Family2, GaugesByMetric, GaugesByPartition, Names};
+use self::family::{
+    AgesByPartition, CountersByMetric, Family, Family2, Gauges, GaugesByMetric, GaugesByPartition, Names,
+};
 use self::labels::{
-    AlertStatus, DeadLetterReason, Effect, Input, InterventionType, Mode, Output, SignalKind, TransactionOutcome,
+    AlertStatus, DeadLetterReason, Effect, Input, InterventionType, Mode, Output, Role, SignalKind, TransactionOutcome,
 };
 
 /// Upper bounds of latency buckets in seconds: 1 ms to 10 s, closest around the bars (20, 40 and 150 ms).
@@ -123,6 +125,16 @@ pub struct Metrics {
     pub state_bytes: IntGauge,
     /// Keys (runs, agents, windows …) live in the state, all owned partitions; set by [`Metrics::hold`].
     pub live_keys: IntGauge,
+    /// Rows that some windows refused because their tenant has too many live keys.
+    pub key_overflow_rows: IntCounter,
+    /// Tenants that have too many live keys now, all owned partitions; set by [`Metrics::hold`].
+    pub tenants_overflowed: IntGauge,
+    /// Runs forgotten before their time because their tenant had too many.
+    pub forgotten_runs: IntCounter,
+    /// Event ids forgotten before their time because there were too many.
+    pub forgotten_ids: IntCounter,
+    /// 1 for each role this process plays, 0 for the others.
+    pub roles: Gauges<Role>,
     /// Times the Kafka clients were rebuilt after a fatal error.
     pub restarts: IntCounter,
 }
@@ -242,6 +254,27 @@ impl Metrics {
             step_bytes: counter(r, "runwarden_step_record_bytes_total", "Bytes of step records written")?,
             state_bytes: gauge(r, "runwarden_state_bytes", "State held by the owned partitions")?,
             live_keys: gauge(r, "runwarden_live_keys", "Keys live in the state of the owned partitions")?,
+            key_overflow_rows: counter(
+                r,
+                "runwarden_key_overflow_rows_total",
+                "Rows refused by some windows because their tenant has too many live keys",
+            )?,
+            tenants_overflowed: gauge(r, "runwarden_tenants_overflowed", "Tenants that have too many live keys now")?,
+            forgotten_runs: counter(
+                r,
+                "runwarden_forgotten_runs_total",
+                "Runs forgotten before their time because their tenant had too many",
+            )?,
+            forgotten_ids: counter(
+                r,
+                "runwarden_forgotten_event_ids_total",
+                "Event ids forgotten before their time because there were too many",
+            )?,
+            roles: Gauges::register(
+                r,
+                "runwarden_role_enabled",
+                "1 for each role this process plays, 0 for the others",
+            )?,
             restarts: counter(
                 r,
                 "runwarden_client_restarts_total",

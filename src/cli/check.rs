@@ -21,6 +21,9 @@ pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
     for key in idle {
         println!("warning: {key} is set, and nothing acts upon it in this version");
     }
+    if let Some(said) = config.idle_process() {
+        println!("note: {said}");
+    }
     for finding in &loaded.findings {
         println!("{finding}");
     }
@@ -42,6 +45,11 @@ pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
 
 fn print(config: &Config, texts: &Texts, loaded: &Loaded) {
     println!("configuration {:012x}", config.digest());
+    let idle = config.idle_roles();
+    for role in &config.roles {
+        let does = if idle.contains(role) { "nothing in this version" } else { role.does() };
+        println!("role   {:<24} {does}", role.as_str());
+    }
     for (metric, (file, _)) in loaded.settings.metrics.iter().zip(&texts.metrics) {
         let decides = if metric.query.early() {
             "at the row that crosses".to_owned()

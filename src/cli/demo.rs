@@ -44,7 +44,7 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let client = mock.settings();
     let shell = ShellConfig::new(client.clone(), "runwarden", "demo", topics.clone());
     let (listener, note) = listen(arguments.listen)?;
-    let service = Service::start(loaded, shell, listener, "demo")?;
+    let service = Service::start(Some((loaded, shell)), &crate::config::Config::default().roles, listener, "demo")?;
     let places = Places { http: format!("http://{}", service.address), brokers: mock.bootstrap().to_owned(), note };
     let terminal = std::io::stdout().is_terminal();
     let mut screen = Screen::new(std::io::stdout(), terminal, Style { color: terminal, ..Style::default() }, places);

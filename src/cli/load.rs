@@ -153,6 +153,10 @@ pub struct Tuning {
     pub dedup: (Micros, usize),
     /// `[limits] list-state-bytes`
     pub state_bytes: usize,
+    /// `[limits] live-keys`
+    pub live_keys: usize,
+    /// `[limits] run-retention`
+    pub run_retention: Micros,
     /// `[telemetry]` and bounds; prices are added
     pub telemetry: telemetry::Settings,
     /// `[topics]`
@@ -173,6 +177,8 @@ pub fn tuning(config: &Config) -> Tuning {
         idle_timeout: micros(config.time.idle_timeout),
         dedup: (micros(config.time.dedup_horizon), config.limits.dedup_ids),
         state_bytes: config.limits.list_state_bytes,
+        live_keys: config.limits.live_keys,
+        run_retention: micros(config.limits.run_retention),
         telemetry: config.decoder(Arc::default()),
         inputs: InputNames {
             telemetry: config.topics.telemetry.as_str().into(),
@@ -293,6 +299,7 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
     let stream = stream::Settings {
         lateness: tuning.lateness,
         max_state_bytes_per_key: tuning.state_bytes,
+        max_live_keys: tuning.live_keys,
         ..stream::Settings::default()
     };
     let compiler = stream::Compiler::new(Arc::clone(&telemetry::schema::SCHEMA), &stream);
@@ -359,6 +366,7 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
         stream,
         decoder: Arc::new(telemetry),
         dedup: tuning.dedup,
+        run_retention: tuning.run_retention,
         idle_timeout: tuning.idle_timeout,
         inputs: tuning.inputs,
         source: tuning.source,

@@ -40,8 +40,10 @@ pub(super) struct Metered {
     partition: Partition,
     counting: Arc<Counting>,
     gauged: Option<Instant>,
-    /// Limit sets looked at for the policies they hold.
-    sets: usize,
+    /// Limit sets looked at for the policies they hold: how many, of which generation.
+    sets: (usize, u64),
+    /// What the partition has forgotten because of its bounds, as counted.
+    forgotten: (u64, u64),
 }
 
 fn input_label(input: Input) -> labels::Input {
@@ -56,7 +58,7 @@ fn input_label(input: Input) -> labels::Input {
 impl Metered {
     /// Wraps partition `number`.
     pub(super) fn new(number: i32, partition: Partition, counting: Arc<Counting>) -> Self {
-        Self { number, partition, counting, gauged: None, sets: 0 }
+        Self { number, partition, counting, gauged: None, sets: (0, 0), forgotten: (0, 0) }
     }
 
     fn count_input(&self, input: &StepInput<'_>) {
@@ -75,6 +77,7 @@ impl Metered {
         m.duplicates.inc_by(step.counts.duplicates);
         m.rekeyed.inc_by(step.rekeyed.len() as u64);
         m.uncovered_events.inc_by(step.counts.uncovered);
+        m.key_overflow_rows.inc_by(step.counts.overflow_rows);
         for (query, name) in self.counting.names.iter().enumerate() {
             let of = |counts: &[u64]| counts.get(query).copied().unwrap_or(0);
             m.late_rows.get(name).inc_by(of(&step.counts.late));
@@ -93,7 +96,9 @@ impl Metered {
 
     /// Takes the policies of new limit sets from those that matched nothing.
     fn match_policies(&mut self) {
-        let new = self.partition.limits().sets().get(self.sets..).unwrap_or_default();
+        let (sets, generation) = self.partition.limits().sets();
+        let looked = if generation == self.sets.1 { self.sets.0 } else { 0 };
+        let new = sets.get(looked..).unwrap_or_default();
         if new.is_empty() {
             return;
         }
@@ -109,7 +114,7 @@ impl Metered {
         }
         self.counting.metrics.unmatched_policies.set(i64::try_from(unmatched.len()).unwrap_or(i64::MAX));
         drop(unmatched);
-        self.sets = self.partition.limits().sets().len();
+        self.sets = (sets.len(), generation);
     }
 
     fn gauge(&mut self) {
@@ -121,10 +126,16 @@ impl Metered {
         let held = Held {
             keys: stats.keys as u64,
             state_bytes: stats.state_bytes as u64,
+            overflowed: stats.overflowing as u64,
             open_windows: names.map(|(name, query)| (name.clone(), query.open as u64)).collect(),
             watermark_age: lowest.map(|w| Wall::now().0.saturating_sub(w)),
         };
-        self.counting.metrics.hold(self.number, held);
+        let m = &self.counting.metrics;
+        m.hold(self.number, held);
+        let (runs, ids) = self.partition.forgotten();
+        m.forgotten_runs.inc_by(runs.saturating_sub(self.forgotten.0));
+        m.forgotten_ids.inc_by(ids.saturating_sub(self.forgotten.1));
+        self.forgotten = (runs, ids);
     }
 }
 
@@ -158,6 +169,9 @@ fn count_decision(m: &Metrics, decision: &Decision) {
         }
         Decision::Audit(a) => {
             m.audit.inc();
+            if a.kind == "key_overflow" {
+                tracing::warn!(tenant = a.tenant_id, live_keys = %a.after["live_keys"], "{}", a.reason);
+            }
             let would = a.after.get("would").and_then(serde_json::Value::as_str).unwrap_or_default();
             if let Some(kind) = labels::InterventionType::parse(would) {
                 m.interventions.get(kind, labels::Effect::Shadow).inc();

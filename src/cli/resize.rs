@@ -59,7 +59,7 @@ impl Observer for Teller {
             Event::KeyRefused { partition, reason } => {
                 format!("partition {partition}: a state key is refused: {reason}")
             }
-            Event::Waiting { reason } => format!("waiting for Kafka: {reason}"),
+            Event::Waiting { reason, again: 0 } => format!("waiting for Kafka: {reason}"),
             Event::Rebuilding { reason, .. } => format!("rebuilding the Kafka clients: {reason}"),
             Event::Trouble { reason } => reason.to_owned(),
             _ => return,

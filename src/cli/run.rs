@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cli::service::{self, Service, Signals};
 use crate::cli::{Chain, Failure, RunArguments, load};
+use crate::config::{Config, Role};
 use crate::kafka::provision::{Broker, create_and_verify, verify};
 use crate::kafka::{ClientSettings, Ended, Error, Topics};
 use crate::policy::Severity;
@@ -19,11 +20,23 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let config = load::config(arguments.config.path())?;
     crate::logging::init(&config.log, std::env::var("RUST_LOG").ok().as_deref()).map_err(Failure::invalid)?;
-    let texts = load::texts(&config)?;
-    let mut loaded = load::build(&texts, load::tuning(&config))?;
+    let core = config.roles.contains(&Role::Core);
+    if arguments.until_end && !core {
+        return Err(Failure::Invalid(
+            "--until-end reads telemetry to its end, which is what the role core does: add \"core\" to [roles] enabled"
+                .into(),
+        ));
+    }
     for key in config.without_effect() {
         tracing::warn!(key, "is set, and nothing acts upon it in this version");
     }
+    let listener = service::listen(config.http)?;
+    let hash = format!("{:012x}", config.digest());
+    if !core {
+        return alone(&config, listener, &hash);
+    }
+    let texts = load::texts(&config)?;
+    let mut loaded = load::build(&texts, load::tuning(&config))?;
     for finding in &loaded.findings {
         match finding.severity {
             Severity::Note => tracing::info!("{finding}"),
@@ -39,8 +52,8 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     }
     let signals = Signals::install()?;
     let policies = loaded.policies.policies().len();
-    let service = Service::start(loaded, shell, service::listen(config.http)?, &format!("{:012x}", config.digest()))?;
-    tracing::info!(address = %service.address, policies, "runwarden is up");
+    let service = Service::start(Some((loaded, shell)), &config.roles, listener, &hash)?;
+    tracing::info!(address = %service.address, policies, roles = roles(&config), "runwarden is up");
     let refused = provision(&client, &topics)?;
     let outcome = loop {
         if let Ok(error) = refused.try_recv() {
@@ -58,12 +71,32 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     ended(outcome)
 }
 
+/// A process without the role core: it owns nothing, joins no group and needs no broker.
+fn alone(config: &Config, listener: std::net::TcpListener, hash: &str) -> Result<ExitCode, Failure> {
+    let signals = Signals::install()?;
+    let service = Service::start(None, &config.roles, listener, hash)?;
+    tracing::info!(address = %service.address, roles = roles(config), "runwarden is up, without the role core: it owns no partitions");
+    if let Some(said) = config.idle_process() {
+        tracing::warn!("{said}");
+    }
+    while !signals.stop() {
+        std::thread::sleep(LOOK);
+    }
+    ended(service.drain(config.kafka.drain_timeout))
+}
+
+/// The roles as they are written in the configuration.
+fn roles(config: &Config) -> String {
+    config.roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(" ")
+}
+
 /// Creates topics that are missing and verifies the others, while the shell waits for them. Gives what makes them unusable;
 /// a broker that does not answer, or does not let us, is asked again.
 fn provision(client: &ClientSettings, topics: &Topics) -> Result<Receiver<Error>, Failure> {
     let (sender, refused) = mpsc::channel();
     let (broker, topics) = (Broker::new(client.clone()), topics.clone());
     let work = move || {
+        let mut said = String::new();
         loop {
             let outcome = match verify(&broker, &topics) {
                 Err(Error::MissingTopic(_)) => create_and_verify(&broker, &topics),
@@ -77,7 +110,16 @@ fn provision(client: &ClientSettings, topics: &Topics) -> Result<Receiver<Error>
                     }
                     return;
                 }
-                Err(error) => tracing::warn!(error = %Chain(&error), "cannot make sure of the topics, trying again"),
+                Err(error) => {
+                    let error = Chain(&error).to_string();
+                    // each cause once: the shell says that it waits
+                    if error == said {
+                        tracing::debug!(error, "cannot make sure of the topics, trying again");
+                    } else {
+                        tracing::warn!(error, "cannot make sure of the topics, trying again");
+                    }
+                    said = error;
+                }
             }
             std::thread::sleep(AGAIN);
         }

@@ -1,5 +1,6 @@
 //! A sidecar in this process: HTTP, the shell's thread, and the signals that end it. What `run` and `demo` share.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -15,11 +16,14 @@ use crate::cli::load::Loaded;
 use crate::cli::metered::{Counting, Metered};
 use crate::cli::watching::{Sampler, Watching};
 use crate::clock::Wall;
+use crate::config::Role;
 use crate::kafka::core::Core;
 use crate::kafka::{CoreFactory, Ended, Error, Handle, Shell, ShellConfig};
 use crate::metrics::Metrics;
+use crate::metrics::labels::{self, Label as _};
 use crate::pipeline::{Own, Partition};
 use crate::serve::Health;
+use crate::serve::health::STARTING;
 use crate::serve::http::{self, Views};
 
 /// How often liveness and readiness follow the shell's status.
@@ -33,28 +37,45 @@ pub(super) struct Service {
     pub(super) metrics: Arc<Metrics>,
     /// Where HTTP listens, after port 0 became a real one.
     pub(super) address: SocketAddr,
-    shell: Handle,
+    /// `None`: another process plays the role core.
+    shell: Option<Handle>,
     ended: Receiver<Result<Ended, Error>>,
+    /// Keeps a process without a shell waiting instead of ended.
+    _alone: Option<mpsc::Sender<Result<Ended, Error>>>,
     http: Option<Http>,
     sampler: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Service {
-    /// Starts everything: HTTP on `listener`, then the shell.
+    /// Starts everything: HTTP on `listener`, then, given a `core`, the shell. `roles` is what is said to be played; without
+    /// serve there is no status page.
     pub(super) fn start(
-        loaded: Loaded,
-        shell: ShellConfig,
+        core: Option<(Loaded, ShellConfig)>,
+        roles: &BTreeSet<Role>,
         listener: std::net::TcpListener,
         config_hash: &str,
     ) -> Result<Self, Failure> {
+        let queries = core.iter().flat_map(|(loaded, _)| &loaded.settings.metrics);
+        let names: Vec<String> = queries.map(|m| m.name.clone()).collect();
+        let queries: Vec<&str> = names.iter().map(String::as_str).collect();
+        let metrics = Arc::new(Metrics::register(&Registry::new(), &queries).map_err(Failure::invalid)?);
+        metrics.set_config_hash(config_hash);
+        let roles: Vec<labels::Role> = roles.iter().filter_map(|role| labels::Role::parse(role.as_str())).collect();
+        for role in &roles {
+            metrics.roles.get(*role).set(1);
+        }
+        let health = Arc::new(Health::new(Wall::now()));
+        let views = Views::new(Arc::clone(&health), Arc::clone(&metrics), Wall::now).with_roles(roles);
+        let (address, http) = serve(listener, views)?;
+        let (sender, ended) = mpsc::channel();
+        let Some((loaded, shell)) = core else {
+            health.ready(STARTING);
+            let sampler = Some(sample(move |_| health.beat(Wall::now()))?);
+            let http = Some(http);
+            return Ok(Self { metrics, address, shell: None, ended, _alone: Some(sender), http, sampler });
+        };
         let in_force = loaded.in_force();
         let settings = Arc::new(loaded.settings);
-        let names: Vec<String> = settings.metrics.iter().map(|m| m.name.clone()).collect();
-        let labels: Vec<&str> = names.iter().map(String::as_str).collect();
-        let metrics = Arc::new(Metrics::register(&Registry::new(), &labels).map_err(Failure::invalid)?);
-        metrics.set_config_hash(config_hash);
-        let health = Arc::new(Health::new(Wall::now()));
-        let (address, http) = serve(listener, Views::new(Arc::clone(&health), Arc::clone(&metrics), Wall::now))?;
         let counting = Arc::new(Counting::new(Arc::clone(&metrics), names, in_force));
         let factory: CoreFactory = Arc::new(move |partition, partitions| {
             let core = Partition::new(Arc::clone(&settings), Own { partition, partitions })?;
@@ -63,8 +84,13 @@ impl Service {
         let observer = Arc::new(Watching::new(Arc::clone(&metrics), Arc::clone(&health)));
         let shell = Shell::new(shell, factory, observer);
         let handle = shell.handle();
-        let sampler = sample(Sampler::new(handle.status(), Arc::clone(&metrics), health))?;
-        let (sender, ended) = mpsc::channel();
+        let mut sampler = Sampler::new(handle.status(), Arc::clone(&metrics), health);
+        let sampler = sample(move |beat| {
+            sampler.beat();
+            if beat.is_multiple_of(SAMPLE) {
+                sampler.sample();
+            }
+        })?;
         std::thread::Builder::new()
             .name("kafka".into())
             .spawn(move || {
@@ -74,7 +100,8 @@ impl Service {
                 }
             })
             .map_err(Failure::reach)?;
-        Ok(Self { metrics, address, shell: handle, ended, http: Some(http), sampler: Some(sampler) })
+        let (http, sampler) = (Some(http), Some(sampler));
+        Ok(Self { metrics, address, shell: Some(handle), ended, _alone: None, http, sampler })
     }
 
     /// Waits for the shell to end by itself, at most `within`. `None`: it goes on.
@@ -88,7 +115,8 @@ impl Service {
 
     /// Asks the shell to commit, checkpoint and end, and waits for it.
     pub(super) fn drain(&self, within: Duration) -> Result<Ended, Error> {
-        self.shell.drain(within);
+        let Some(shell) = &self.shell else { return Ok(Ended::Drained) };
+        shell.drain(within);
         // the shell keeps its own deadline; the second on top is for its clients to close
         self.wait(within + Duration::from_secs(1)).unwrap_or(Ok(Ended::Abandoned))
     }
@@ -115,16 +143,14 @@ impl Drop for Service {
     }
 }
 
-fn sample(mut sampler: Sampler) -> Result<(mpsc::Sender<()>, JoinHandle<()>), Failure> {
+/// Calls `look` with 0, 1, 2 … at every beat until the sender is gone.
+fn sample(mut look: impl FnMut(u32) + Send + 'static) -> Result<(mpsc::Sender<()>, JoinHandle<()>), Failure> {
     let (stop, stopped) = mpsc::channel();
     let thread = std::thread::Builder::new()
         .name("sampler".into())
         .spawn(move || {
             for beat in 0u32.. {
-                sampler.beat();
-                if beat.is_multiple_of(SAMPLE) {
-                    sampler.sample();
-                }
+                look(beat);
                 if stopped.recv_timeout(BEAT) != Err(RecvTimeoutError::Timeout) {
                     break;
                 }

@@ -48,7 +48,7 @@ impl Observer for Watching {
     fn on(&self, event: Event<'_>) {
         let (m, health) = (&self.metrics, &self.health);
         match &event {
-            Event::Waiting { reason } => {
+            Event::Waiting { reason, .. } => {
                 // a loop that waits for its broker is alive
                 health.beat(Wall::now());
                 health.not_ready(KAFKA, *reason);
@@ -199,7 +199,7 @@ mod tests {
     fn nobody_is_ready_before_the_group_has_answered() {
         let (watching, _, health) = watching();
         assert_eq!(reasons(&health), [STARTING]);
-        watching.on(Event::Waiting { reason: "no broker" });
+        watching.on(Event::Waiting { reason: "no broker", again: 0 });
         assert_eq!(reasons(&health), [KAFKA]);
         watching.on(Event::Connected);
         assert_eq!(reasons(&health), [GROUP]);

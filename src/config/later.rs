@@ -1,7 +1,7 @@
 //! Keys that are read and checked but belong to parts that come later: setting one changes nothing yet, and whoever sets one
 //! is told so.
 
-use super::Config;
+use super::{Config, Role};
 
 impl Config {
     /// The keys that differ from their default and that nothing acts upon in this version.
@@ -9,14 +9,11 @@ impl Config {
         let default = Self::default();
         let (l, d) = (&self.limits, &default.limits);
         let changed = [
-            ("roles.enabled", self.roles != default.roles),
             ("paths.panels", self.paths.panels != default.paths.panels),
             ("paths.data", self.paths.data != default.paths.data),
             ("sql.listen", self.sql != default.sql),
             ("otlp", self.otlp != default.otlp),
             ("auth", self.auth != default.auth),
-            ("limits.live-keys", l.live_keys != d.live_keys),
-            ("limits.run-retention", l.run_retention != d.run_retention),
             ("limits.agent-retention", l.agent_retention != d.agent_retention),
             ("limits.tombstone-retention", l.tombstone_retention != d.tombstone_retention),
             ("limits.stop-grace", l.stop_grace != d.stop_grace),
@@ -24,6 +21,26 @@ impl Config {
             ("limits.http-body-bytes", l.http_body_bytes != d.http_body_bytes),
         ];
         changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+    }
+
+    /// The enabled roles that have nothing to do in this version.
+    pub fn idle_roles(&self) -> Vec<Role> {
+        self.roles.iter().copied().filter(|role| matches!(role, Role::Edge | Role::Channels)).collect()
+    }
+
+    /// What a process does that plays no other roles than those with nothing to do; `None`: it plays one that has.
+    pub fn idle_process(&self) -> Option<String> {
+        let idle = self.idle_roles();
+        let names: Vec<&str> = idle.iter().map(|role| role.as_str()).collect();
+        (idle.len() == self.roles.len()).then(|| {
+            format!(
+                "this process only answers /metrics, /healthz, /readyz and /status.json: in this version there is nothing to do \
+                 for the role{} {} alone; add \"core\" to [roles] enabled to own partitions and decide, \"serve\" for the \
+                 status page",
+                if names.len() == 1 { "" } else { "s" },
+                names.join(" and ")
+            )
+        })
     }
 }
 
@@ -35,8 +52,23 @@ mod tests {
     fn only_keys_that_someone_set_are_named() {
         let mut config = Config::default();
         assert!(config.without_effect().is_empty());
+        config.limits.cascade_depth += 1;
         config.limits.live_keys += 1;
         config.limits.record_bytes += 1;
-        assert_eq!(config.without_effect(), ["limits.live-keys"]);
+        assert_eq!(config.without_effect(), ["limits.cascade-depth"]);
+    }
+
+    #[test]
+    fn a_process_without_work_is_told_so_and_what_would_give_it_some() {
+        let mut config = Config::default();
+        assert_eq!(config.idle_process(), None);
+        config.roles = [Role::Edge].into();
+        assert!(
+            config.idle_process().is_some_and(|said| said.contains("role edge alone") && said.contains("\"core\""))
+        );
+        config.roles = [Role::Edge, Role::Channels].into();
+        assert!(config.idle_process().is_some_and(|said| said.contains("roles edge and channels alone")));
+        config.roles = [Role::Channels, Role::Serve].into();
+        assert_eq!((config.idle_process(), config.idle_roles()), (None, vec![Role::Channels]));
     }
 }

@@ -84,6 +84,16 @@ impl Role {
             Self::Channels => "channels",
         }
     }
+
+    /// What a process does in it, in words.
+    pub const fn does(self) -> &'static str {
+        match self {
+            Self::Edge => "takes OTLP beside a worker and gives verdicts",
+            Self::Core => "joins the consumer group, owns partitions, decides",
+            Self::Serve => "serves the status page",
+            Self::Channels => "delivers alerts",
+        }
+    }
 }
 
 /// `[paths]`.
@@ -570,7 +580,7 @@ fn limits(s: &mut Section<'_, '_>) -> Limits {
     Limits {
         record_bytes: s.number("record-bytes", MIB, 1_024..=64 * MIB),
         nesting_depth: s.number("nesting-depth", 16, 1..=100),
-        live_keys: s.number("live-keys", 200_000, 1..=100_000_000),
+        live_keys: s.number("live-keys", 1_000_000, 1..=100_000_000),
         dedup_ids: s.number("dedup-ids", 4_000_000, 1_000..=1_000_000_000),
         list_state_bytes: s.number("list-state-bytes", 65_536, 1_024..=64 * MIB),
         step_records: s.number("step-records", 8_192, 1..=1_000_000),

@@ -29,6 +29,7 @@ mod partition;
 mod restore;
 mod session;
 mod standing;
+mod waiting;
 
 pub use client::{BrokerKind, ClientSettings, GroupProtocol, ShellConfig, StartAt};
 pub use errors::Error;

@@ -488,7 +488,7 @@ impl Resize<'_> {
                 let tag = Tag { partition: *partition, place: Place::Checkpoint(n) };
                 let payload = value.as_deref();
                 let record = Outgoing { topic, partition: Some(*partition), key: Some(key), payload, headers: &[] };
-                if writer.send(record, tag).is_err() {
+                if writer.send(record, tag, &never).is_err() {
                     let bytes = payload.map_or(0, <[u8]>::len);
                     return Err(Error::InternalRecord { topic: topic.to_owned(), bytes });
                 }

@@ -17,19 +17,20 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::clock::Wall;
 
-use super::client::{Isolation, ShellConfig};
+use super::client::ShellConfig;
 use super::core::{Input, Topic};
 use super::deadletter;
-use super::errors::{Class, Error, classify, is_poison, is_transient};
+use super::errors::{Class, Error, classify, is_poison};
 use super::group::{Change, Group, generation};
 use super::partition::{
     Active, Bounds, Cancel, Checkpoints, Feed, INPUTS, Owned, Pending, StepFailed, StepKind, Stepped,
 };
-use super::reader::{Ends, Next, Reader};
+use super::reader::{Ends, Next};
 use super::restore::{Job, Outcome, Plan, Restored};
 use super::shell::{Control, Ended};
 use super::status::{Committed, Event, Lag};
 use super::transaction::{Failed, Outgoing, Place, Tag, Writer};
+use super::waiting::{Waiting, await_topics};
 use super::{checkpoint, steps};
 
 /// Longest sleep of an idle loop.
@@ -114,7 +115,8 @@ impl<'a> Session<'a> {
         let status = &plan.status;
         status.ready.store(false, Ordering::Release);
         status.owned.store(Arc::default());
-        let Some(partitions) = await_topics(plan, control, woken)? else { return Ok(None) };
+        let mut waiting = Waiting::new(plan);
+        let Some(partitions) = await_topics(plan, control, woken, &mut waiting)? else { return Ok(None) };
         let writer = Writer::new(&config.transactional_producer()).map_err(Error::Settings)?;
         loop {
             if control.stopping() {
@@ -124,7 +126,7 @@ impl<'a> Session<'a> {
                 Ok(()) => break,
                 Err(error) => match classify(&error) {
                     Class::Retry | Class::Abort => {
-                        plan.observer.on(Event::Waiting { reason: &format!("init transactions: {error}") });
+                        waiting.say(&format!("init transactions: {error}"));
                     }
                     Class::Denied => return Err(Error::broker("init transactions", error).into()),
                     Class::Fenced => return Err(Failure::Rebuild { reason: error.to_string(), fenced: true }),
@@ -484,6 +486,8 @@ impl<'a> Session<'a> {
     }
 
     fn step(&mut self, partition: i32, bounds: &Bounds, kind: StepKind) -> Result<bool, Failure> {
+        // many partitions with full steps may take a while, and the loop is alive
+        self.plan.status.heartbeat.store(Wall::now().0, Ordering::Relaxed);
         let Some(Owned::Active(active)) = self.owned.get_mut(&partition) else { return Ok(false) };
         let mut troubles = Vec::new();
         let outcome = active.step(Wall::now(), bounds, kind, &mut |error| troubles.push(error.to_string()));
@@ -525,7 +529,7 @@ impl<'a> Session<'a> {
                 payload: output.payload.as_deref(),
                 headers: &output.headers,
             };
-            match self.writer.send(outgoing, tag) {
+            match self.writer.send(outgoing, tag, &expired) {
                 Ok(()) => work.sent += 1,
                 Err(code) => {
                     let letter = deadletter::refused(topics, output, &code.to_string());
@@ -718,7 +722,8 @@ impl<'a> Session<'a> {
             let step_record = step_record.map(|r| (Place::Steps, r));
             let checkpoint = checkpoint.enumerate().map(|(n, r)| (Place::Checkpoint(n), r));
             for (place, outgoing) in step_record.chain(checkpoint) {
-                if self.writer.send(outgoing, Tag { partition, place }).is_err() {
+                let expired = || self.control.waited_out();
+                if self.writer.send(outgoing, Tag { partition, place }, &expired).is_err() {
                     let bytes = outgoing.payload.map_or(0, <[u8]>::len);
                     return Err(Error::InternalRecord { topic: outgoing.topic.to_owned(), bytes }.into());
                 }
@@ -959,35 +964,6 @@ fn seek(consumer: &BaseConsumer<Group>, topic: &str, partition: i32, offset: i64
     list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
     let done = consumer.seek_partitions(list, Duration::from_secs(10))?;
     done.elements().iter().try_for_each(|element| element.error())
-}
-
-/// Waits until the broker answers and every topic is there; the partition count. `None`: asked to stop.
-fn await_topics(plan: &Plan, control: &Control, woken: &Receiver<()>) -> Result<Option<i32>, Failure> {
-    let topics = &plan.config.topics;
-    let reader = Reader::new(&plan.config.client, &plan.config.group, Isolation::Committed)?;
-    loop {
-        if control.stopping() {
-            return Ok(None);
-        }
-        let reason = match reader.partition_counts() {
-            Ok(counts) => match super::provision::check(topics, &counts) {
-                Ok(partitions) => return Ok(Some(partitions)),
-                Err(missing @ Error::MissingTopic(_)) => missing.to_string(),
-                Err(error) => return Err(error.into()),
-            },
-            Err(error) if is_transient(&error) => format!("{}: {error}", plan.config.client.brokers),
-            Err(error) => return Err(Error::broker("cannot read metadata", error).into()),
-        };
-        plan.status.connected.store(false, Ordering::Release);
-        plan.observer.on(Event::Waiting { reason: &reason });
-        let until = Instant::now() + Duration::from_secs(1);
-        while Instant::now() < until && !control.stopping() {
-            // Only a stop request ends the wait early.
-            if woken.recv_timeout(Duration::from_millis(100)).is_ok() && control.stopping() {
-                break;
-            }
-        }
-    }
 }
 
 /// The topics a core can name exist as outputs.

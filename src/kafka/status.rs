@@ -139,10 +139,12 @@ pub struct Committed {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// The broker cannot be reached or lacks a topic; tried again each second.
+    /// The broker cannot be reached or lacks a topic; tried again, after up to five seconds.
     Waiting {
         /// Why.
         reason: &'a str,
+        /// How many times it was waited for that reason before.
+        again: u32,
     },
     /// Clients are set up and the group is being joined.
     Connected,
@@ -256,7 +258,11 @@ pub struct LogObserver;
 impl Observer for LogObserver {
     fn on(&self, event: Event<'_>) {
         match event {
-            Event::Waiting { reason } => tracing::warn!(reason, "waiting for Kafka"),
+            // each cause once, and again ever more rarely
+            Event::Waiting { reason, again } if again == 0 || again >= 16 && again.is_power_of_two() => {
+                tracing::warn!(reason, again, "waiting for Kafka");
+            }
+            Event::Waiting { reason, .. } => tracing::debug!(reason, "waiting for Kafka"),
             Event::Connected => tracing::info!("connected to Kafka"),
             Event::Assigned(partitions) => tracing::info!(?partitions, "partitions assigned"),
             Event::Revoked { partitions, lost } => tracing::info!(?partitions, lost, "partitions given up"),

@@ -144,12 +144,13 @@ impl Writer {
         self.failed.is_some()
     }
 
-    /// Sends a record in the open transaction, beginning one if there is none. Waits while the queue is full. After a
-    /// failure it does nothing: the caller keeps the record and learns of the failure at the commit.
+    /// Sends a record in the open transaction, beginning one if there is none. Waits while the queue is full: a slow
+    /// broker slows intake, and nothing is dropped. `expired` is asked meanwhile: whether the deadline of a drain has passed.
+    /// After a failure it does nothing: the caller keeps the record and learns of the failure at the commit.
     ///
     /// # Errors
     /// A record this client can never take (too large): the code.
-    pub fn send(&mut self, record: Outgoing<'_>, tag: Tag) -> Result<(), RDKafkaErrorCode> {
+    pub fn send(&mut self, record: Outgoing<'_>, tag: Tag, expired: &dyn Fn() -> bool) -> Result<(), RDKafkaErrorCode> {
         self.begin();
         if self.failed.is_some() {
             return Ok(());
@@ -169,6 +170,10 @@ impl Writer {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
                     self.producer.poll(Duration::from_millis(2));
+                    if let Err(deadline) = check(expired) {
+                        self.failed = Some(deadline);
+                        return Ok(());
+                    }
                     next = back;
                 }
                 Err((KafkaError::MessageProduction(code), _)) if is_poison(code) => return Err(code),

@@ -42,6 +42,27 @@ impl<L: Label> Family<L> {
     }
 }
 
+/// Gauges over one closed label.
+#[derive(Debug, Clone)]
+pub struct Gauges<L> {
+    gauges: Vec<IntGauge>,
+    label: PhantomData<L>,
+}
+
+impl<L: Label> Gauges<L> {
+    pub(super) fn register(registry: &Registry, name: &str, help: &str) -> Result<Self> {
+        let vec = IntGaugeVec::new(Opts::new(name, help), &[L::NAME])?;
+        registry.register(Box::new(vec.clone()))?;
+        let gauges = L::ALL.iter().map(|l| vec.with_label_values(&[l.as_str()])).collect();
+        Ok(Self { gauges, label: PhantomData })
+    }
+
+    /// The gauge of one label value.
+    pub fn get(&self, label: L) -> &IntGauge {
+        &self.gauges[label.index()]
+    }
+}
+
 /// Counters over two closed labels.
 #[derive(Debug, Clone)]
 pub struct Family2<A, B> {

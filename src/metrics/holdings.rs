@@ -15,6 +15,8 @@ pub struct Held {
     pub keys: u64,
     /// Bytes of state.
     pub state_bytes: u64,
+    /// Tenants with too many live keys.
+    pub overflowed: u64,
     /// Open windows by metric name.
     pub open_windows: Vec<(String, u64)>,
     /// Age of the oldest watermark among its live tenants, µs; `None` without tenants.
@@ -56,6 +58,7 @@ impl Metrics {
     fn show(&self, all: &BTreeMap<i32, Held>) {
         self.live_keys.set(gauge(all.values().map(|h| h.keys).sum()));
         self.state_bytes.set(gauge(all.values().map(|h| h.state_bytes).sum()));
+        self.tenants_overflowed.set(gauge(all.values().map(|h| h.overflowed).sum()));
         let mut windows: BTreeMap<&str, u64> = BTreeMap::new();
         for (name, open) in all.values().flat_map(|h| &h.open_windows) {
             *windows.entry(name).or_default() += open;
@@ -78,7 +81,13 @@ mod tests {
     use super::*;
 
     fn held(keys: u64, open: u64, age: Option<Micros>) -> Held {
-        Held { keys, state_bytes: keys * 100, open_windows: vec![("run_tokens".to_owned(), open)], watermark_age: age }
+        Held {
+            keys,
+            state_bytes: keys * 100,
+            overflowed: keys / 3,
+            open_windows: vec![("run_tokens".to_owned(), open)],
+            watermark_age: age,
+        }
     }
 
     fn shown(m: &Metrics) -> (i64, i64, i64, f64) {
@@ -91,6 +100,7 @@ mod tests {
         m.hold(0, held(3, 2, Some(1_000_000)));
         m.hold(1, held(4, 5, Some(9_000_000)));
         assert_eq!(shown(&m), (7, 700, 7, 9.0));
+        assert_eq!(m.tenants_overflowed.get(), 2);
         m.hold(1, held(1, 1, None));
         assert_eq!(shown(&m), (4, 400, 3, 1.0), "a report replaces the one before");
     }
@@ -107,5 +117,6 @@ mod tests {
         m.release(0);
         m.release(0);
         assert_eq!(shown(&m), (0, 0, 0, 0.0));
+        assert_eq!(m.tenants_overflowed.get(), 0);
     }
 }

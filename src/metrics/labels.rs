@@ -66,6 +66,8 @@ labels! {
     Effect "mode" { Enforced "enforced", Shadow "shadow" }
     /// What an alert record says of its alert.
     AlertStatus "status" { Open "OPEN", Updated "UPDATED", Resolved "RESOLVED" }
+    /// Parts a process may play.
+    Role "role" { Edge "edge", Core "core", Serve "serve", Channels "channels" }
     /// How a transaction ended; `resent` counts uncommitted outputs that were sent again.
     TransactionOutcome "outcome" {
         Committed "committed", Aborted "aborted", Fenced "fenced", Resent "resent",

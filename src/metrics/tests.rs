@@ -28,6 +28,9 @@ fn every_known_series_stands_at_zero_before_anything_happens() {
         "runwarden_alerts_total{status=\"UPDATED\"}",
         "runwarden_transactions_total{outcome=\"resent\"}",
         "runwarden_replay_mismatches_total",
+        "runwarden_key_overflow_rows_total",
+        "runwarden_tenants_overflowed",
+        "runwarden_role_enabled{role=\"core\"}",
         "runwarden_event_to_commit_seconds_count",
     ] {
         assert_eq!(s.get(series).map(String::as_str), Some("0"), "{series}");
@@ -98,6 +101,7 @@ fn labels_are_only_the_closed_ones() {
         "status",
         "outcome",
         "metric",
+        "role",
         "partition",
         "le",
         "hash",

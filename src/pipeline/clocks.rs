@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
-use crate::clock::{Micros, Wall};
+use crate::clock::{Micros, SECOND, Wall};
 
 /// One tenant's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,12 +30,15 @@ pub struct EndClock {
 }
 
 impl EndClock {
-    /// A step with clock `now` that stands at the end or not.
-    pub fn step(&mut self, now: Wall, at_end: bool) {
+    /// A step with clock `now` that stands at the end or not. True when a further whole second was spent there: as often as
+    /// that, and no oftener however many steps there are, silent tenants are looked at.
+    pub fn step(&mut self, now: Wall, at_end: bool) -> bool {
+        let before = self.elapsed;
         if let Some(since) = self.since {
             self.elapsed += (now.0 - since).max(0);
         }
         self.since = at_end.then_some(now.0);
+        self.elapsed / SECOND > before / SECOND
     }
 }
 
@@ -123,7 +126,6 @@ impl Clocks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::SECOND;
 
     #[test]
     fn a_restarted_end_clock_keeps_every_silence_and_counts_none_for_the_time_away() {

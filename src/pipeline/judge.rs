@@ -152,7 +152,7 @@ pub fn empty_items(
     empty: &Empty,
     metric: usize,
     plan: &MetricPlan,
-    whole: impl Fn(&str, Micros) -> bool,
+    whole: impl Fn(&str, Micros, u32) -> bool,
     out: &mut Vec<Item>,
 ) {
     let tenants = texts(&empty.keys, "tenant_id");
@@ -168,7 +168,7 @@ pub fn empty_items(
             window: *window,
             value: None,
             evidence: (i64::MAX, i64::MIN),
-            complete: whole(tenant, window.0),
+            complete: whole(tenant, window.0, *at),
             cost_provenance: None,
             is_synthetic: None,
             limit_set: u32::MAX,
@@ -265,7 +265,7 @@ pub fn judge(
             Arc::new(amounts.with_precision_and_scale(38, 9)?),
         ],
     )?;
-    let verdicts = sql.run(vec![results, limits.lookup()?])?;
+    let verdicts = sql.run(vec![results, limits.lookup(with_value.iter().map(|i| items[*i].limit_set))?])?;
     let rows = verdicts.column(0).as_primitive::<Int64Type>();
     let numbers = verdicts.column(1).as_primitive::<Int32Type>();
     let levels = verdicts.column(2).as_string::<i32>();

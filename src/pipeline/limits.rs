@@ -3,20 +3,25 @@
 //! A limit set is the arbitration for one combination of (snapshots at the binding moments; tenant, agent, key, human,
 //! project, provider). Combinations with equal results share a number. Sets are derived from snapshots, never checkpointed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, Decimal128Array, Int32Array, RecordBatch, StringArray, UInt32Array};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use hashbrown::HashMap;
-use rustc_hash::FxBuildHasher;
+use rustc_hash::{FxBuildHasher, FxHasher};
 
 use crate::clock::Micros;
 use crate::pipeline::runs::Run;
 use crate::policy::{Ambiguity, BoundTerms, EffectiveLimit, LimitSet, Scope, Snapshot, Who, effective_run};
 
 /// Combinations remembered before the memory of them starts over (the sets themselves stay).
-const REMEMBERED: usize = 200_000;
+const REMEMBERED: usize = 50_000;
+/// Sets held before they are to be found anew; events choose the combinations, so their number has a bound.
+const HELD: usize = 16_384;
+/// Up to so many sets the whole lookup table is given; beyond, only what is asked for: nobody pays for others' sets.
+const WHOLE: usize = 256;
 
 /// Name, scope and place of a metric.
 #[derive(Debug, Clone)]
@@ -59,6 +64,10 @@ pub struct LimitSets {
     current: Arc<Snapshot>,
     known: HashMap<Combination, u32, FxBuildHasher>,
     sets: Vec<Arc<Set>>,
+    /// Sets by a hash of what they hold.
+    by_content: HashMap<u64, Vec<u32>, FxBuildHasher>,
+    /// How often the sets were dropped.
+    generation: u64,
     lookup: Option<RecordBatch>,
 }
 
@@ -92,6 +101,8 @@ impl LimitSets {
             current: snapshot,
             known: HashMap::default(),
             sets: Vec::new(),
+            by_content: HashMap::default(),
+            generation: 0,
             lookup: None,
         }
     }
@@ -115,11 +126,25 @@ impl LimitSets {
     pub fn adopt(&mut self, snapshot: Arc<Snapshot>) {
         self.hold(Arc::clone(&snapshot));
         self.current = snapshot;
+        self.start_over();
+    }
+
+    /// Whether there are so many sets that it is time to [`LimitSets::start_over`].
+    pub fn crowded(&self) -> bool {
+        self.sets.len() >= HELD
+    }
+
+    /// Drops every set: their numbers mean nothing any more, and must be forgotten by whoever remembers one.
+    pub fn start_over(&mut self) {
         self.known.clear();
+        self.sets.clear();
+        self.by_content.clear();
+        self.lookup = None;
+        self.generation += 1;
     }
 
     /// Drops the snapshots that neither are in force nor in `used`; gives their ids.
-    pub fn release(&mut self, used: &std::collections::BTreeSet<Arc<str>>) -> Vec<Arc<str>> {
+    pub fn release(&mut self, used: &BTreeSet<Arc<str>>) -> Vec<Arc<str>> {
         let current = Arc::clone(self.current.id());
         let gone: Vec<Arc<str>> =
             self.snapshots.keys().filter(|id| ***id != *current && !used.contains(*id)).cloned().collect();
@@ -134,9 +159,9 @@ impl LimitSets {
         self.sets.get(number as usize)
     }
 
-    /// Every set so far, by number.
-    pub fn sets(&self) -> &[Arc<Set>] {
-        &self.sets
+    /// Every set since they were last dropped, by number, and how often that was.
+    pub fn sets(&self) -> (&[Arc<Set>], u64) {
+        (&self.sets, self.generation)
     }
 
     /// Whether a limit's being active depends on the time.
@@ -267,21 +292,35 @@ impl LimitSets {
             let Some(floor) = self.by_name.get(&*metric).and_then(|i| floors.get_mut(*i)) else { continue };
             *floor = Some(floor.map_or((line.0, 1), |(low, count)| (low.min(line.0), count + 1)));
         }
-        let same = self.sets.iter().position(|s| s.lines && s.floors == floors);
+        let mut hasher = FxHasher::default();
+        floors.hash(&mut hasher);
+        let alike = self.by_content.entry(hasher.finish()).or_default();
+        let same = alike
+            .iter()
+            .copied()
+            .find(|number| self.sets.get(*number as usize).is_some_and(|s| s.lines && s.floors == floors));
         let number = same.unwrap_or_else(|| {
             self.sets.push(Arc::new(Set { limits: Vec::new(), floors, ambiguous: Vec::new(), lines: true }));
-            self.sets.len() - 1
+            let number = u32::try_from(self.sets.len() - 1).unwrap_or(u32::MAX);
+            alike.push(number);
+            number
         });
         self.remember(combination, number)
     }
 
-    /// The `limits` table.
-    pub fn lookup(&mut self) -> Result<RecordBatch, datafusion::arrow::error::ArrowError> {
+    /// The `limits` table: at least the rows of the sets `used`.
+    pub fn lookup(
+        &mut self,
+        used: impl Iterator<Item = u32>,
+    ) -> Result<RecordBatch, datafusion::arrow::error::ArrowError> {
         if let Some(batch) = &self.lookup {
             return Ok(batch.clone());
         }
-        let rows: Vec<(u32, i32, &EffectiveLimit)> = (0u32..)
-            .zip(&self.sets)
+        let whole = self.sets.len() <= WHOLE;
+        let used: BTreeSet<u32> = if whole { (0..self.sets.len() as u32).collect() } else { used.collect() };
+        let rows: Vec<(u32, i32, &EffectiveLimit)> = used
+            .into_iter()
+            .filter_map(|number| Some((number, self.sets.get(number as usize)?)))
             .flat_map(|(n, s)| (0i32..).zip(&s.limits).map(move |(i, l)| (n, i, &**l)))
             .collect();
         let amounts = |f: fn(&EffectiveLimit) -> i128| -> Result<ArrayRef, _> {
@@ -307,7 +346,9 @@ impl LimitSets {
                 texts(|l| l.on_breach.as_str()),
             ],
         )?;
-        self.lookup = Some(batch.clone());
+        if whole {
+            self.lookup = Some(batch.clone());
+        }
         Ok(batch)
     }
 
@@ -317,7 +358,13 @@ impl LimitSets {
 
     fn intern(&mut self, combination: Combination, set: LimitSet) -> u32 {
         let limits: Vec<Arc<EffectiveLimit>> = set.limits;
-        let same = self.sets.iter().position(|s| !s.lines && s.limits == limits && s.ambiguous == set.ambiguous);
+        let content = content(&limits);
+        let alike = self.by_content.entry(content).or_default();
+        let same = alike.iter().copied().find(|number| {
+            self.sets
+                .get(*number as usize)
+                .is_some_and(|s| !s.lines && s.limits == limits && s.ambiguous == set.ambiguous)
+        });
         let number = same.unwrap_or_else(|| {
             let mut floors = vec![None; self.metrics.len()];
             for limit in &limits {
@@ -328,21 +375,104 @@ impl LimitSets {
             }
             self.sets.push(Arc::new(Set { limits, floors, ambiguous: set.ambiguous, lines: false }));
             self.lookup = None;
-            self.sets.len() - 1
+            let number = u32::try_from(self.sets.len() - 1).unwrap_or(u32::MAX);
+            alike.push(number);
+            number
         });
         self.remember(combination, number)
     }
 
-    fn remember(&mut self, combination: Combination, number: usize) -> u32 {
+    fn remember(&mut self, combination: Combination, number: u32) -> u32 {
         if self.known.len() >= REMEMBERED {
             self.known.clear();
         }
-        let number = u32::try_from(number).unwrap_or(u32::MAX);
         self.known.insert(combination, number);
         number
     }
 }
 
+/// Equal for equal limits; tells nearly all others apart.
+fn content(limits: &[Arc<EffectiveLimit>]) -> u64 {
+    let mut hasher = FxHasher::default();
+    for l in limits {
+        (&l.metric, &l.policy_tenant, &l.policy_id, &l.limit_id, l.policy_version, &l.snapshot_id).hash(&mut hasher);
+        (l.max.0, l.near_at.0).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
 fn active(snapshot: &Snapshot, at: Option<Micros>) -> Vec<u64> {
     at.map(|at| snapshot.active_at(at)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One policy for each of `count` agents, and one for all runs.
+    fn sets(count: usize) -> LimitSets {
+        let mut yaml =
+            "id: all\nname: All\nlimits:\n  - {id: t, limit_type: TOKENS_PER_RUN, metric: run_tokens, max: 9}\n"
+                .to_owned();
+        for n in 0..count {
+            yaml += &format!(
+                "---\nid: p{n}\nname: P\nscope: {{who: AGENT, ids: [a{n}]}}\nlimits:\n  - {{id: m, limit_type: \
+                 TOKENS_PER_MINUTE, metric: agent_tokens, max: {}}}\n",
+                n + 1
+            );
+        }
+        let policies = crate::policy::parse("p.yaml", &yaml).unwrap();
+        let snapshot = Snapshot::new(policies, BTreeMap::new(), "", "");
+        let metric = |name: &str, scope| MetricInfo { name: name.into(), scope };
+        LimitSets::new(vec![metric("agent_tokens", Scope::Agent), metric("run_tokens", Scope::Run)], Arc::new(snapshot))
+    }
+
+    fn numbers(batch: &RecordBatch) -> BTreeSet<u32> {
+        let column = batch.column(0).as_any().downcast_ref::<UInt32Array>().unwrap();
+        column.values().iter().copied().collect()
+    }
+
+    #[test]
+    fn equal_limits_share_a_number_and_others_do_not() {
+        let mut sets = sets(2);
+        let of = |sets: &mut LimitSets, tenant: &str, agent: &str| sets.of_group(Scope::Agent, tenant, agent, None);
+        let first = of(&mut sets, "t", "a0");
+        assert_eq!(of(&mut sets, "t", "a0"), first);
+        assert_eq!(of(&mut sets, "other", "a0"), first, "the same limits, whoever's they are");
+        let second = of(&mut sets, "t", "a1");
+        assert_ne!(second, first);
+        let none = of(&mut sets, "t", "stranger");
+        assert_eq!(sets.get(none).map(|s| s.limits.len()), Some(0));
+        assert_eq!(
+            numbers(&sets.lookup([first].into_iter()).unwrap()),
+            [first, second].into(),
+            "few sets: the whole table"
+        );
+    }
+
+    #[test]
+    fn beyond_a_few_sets_the_table_holds_what_is_asked_for() {
+        let mut sets = sets(WHOLE + 10);
+        let all: Vec<u32> = (0..WHOLE + 10).map(|n| sets.of_group(Scope::Agent, "t", &format!("a{n}"), None)).collect();
+        let table = sets.lookup([all[3], all[200], all[3], u32::MAX].into_iter()).unwrap();
+        assert_eq!((numbers(&table), table.num_rows()), ([all[3], all[200]].into(), 2));
+        assert_eq!(
+            numbers(&sets.lookup([all[4]].into_iter()).unwrap()),
+            [all[4]].into(),
+            "nothing is left of the last"
+        );
+    }
+
+    #[test]
+    fn after_starting_over_sets_are_found_anew() {
+        let mut sets = sets(3);
+        let generation = sets.sets().1;
+        let old = sets.of_group(Scope::Agent, "t", "a2", None);
+        let limits = sets.get(old).unwrap().limits.clone();
+        assert!(!sets.crowded());
+        sets.start_over();
+        assert!(sets.get(old).is_none() && sets.sets().1 > generation);
+        let new = sets.of_group(Scope::Agent, "t", "a2", None);
+        assert_eq!(sets.get(new).unwrap().limits, limits);
+    }
 }

@@ -13,6 +13,7 @@ pub mod encode;
 pub mod intake;
 pub mod judge;
 pub mod limits;
+pub mod overflow;
 pub mod partition;
 pub mod runs;
 pub mod simulate;

@@ -25,10 +25,11 @@ use crate::pipeline::denial::{self, Denial};
 use crate::pipeline::intake::{self, InputNames, Own, Rows};
 use crate::pipeline::judge::{self, Item, MetricPlan};
 use crate::pipeline::limits::{LimitSets, MetricInfo};
+use crate::pipeline::overflow;
 use crate::pipeline::runs::{Bound, Run, RunKey, RunTable, Seen};
 use crate::pipeline::watcher::{GroupCache, Watcher};
 use crate::policy::{Mode, Scope, Snapshot};
-use crate::stream::{Emit, Engine, Metric, Output, Query};
+use crate::stream::{Emit, Engine, Metric, Output, Query, Window};
 use crate::telemetry::schema::col;
 use crate::telemetry::{Batch, DeadLetter, Decoder, Dedup, Origin, Reason, redacted_json};
 
@@ -47,6 +48,8 @@ pub struct Settings {
     pub snapshot: Arc<Snapshot>,
     /// How windows are kept.
     pub stream: crate::stream::Settings,
+    /// How long runs are remembered after their last event, µs.
+    pub run_retention: Micros,
     /// How records are decoded.
     pub decoder: Arc<crate::telemetry::Settings>,
     /// `[time] dedup-horizon`, µs, and the cap on ids held.
@@ -101,6 +104,8 @@ pub struct Counts {
     pub early: Vec<u64>,
     /// Rows of runs that no policy covers.
     pub uncovered: u64,
+    /// Rows some windows refused because their tenant has too many live keys.
+    pub overflow_rows: u64,
 }
 
 /// A partition's state.
@@ -156,6 +161,16 @@ pub fn scope_of(scope: crate::stream::Scope) -> Scope {
     Scope::parse(scope.name()).unwrap_or(Scope::Tenant)
 }
 
+/// How long runs are remembered: at least until every window of theirs has closed, whatever is asked for.
+fn run_retention(settings: &Settings) -> Micros {
+    let gap = |m: &Arc<Metric>| match m.query.window() {
+        Window::Session { gap } | Window::SessionUntil { gap } => *gap,
+        Window::Tumble { .. } | Window::Hop { .. } => 0,
+    };
+    let longest = settings.metrics.iter().map(gap).max().unwrap_or_default();
+    settings.run_retention.max(longest.saturating_add(settings.stream.lateness))
+}
+
 fn core_error(context: &'static str) -> impl Fn(&dyn std::fmt::Display) -> CoreError {
     move |e| CoreError { context, message: e.to_string() }
 }
@@ -183,7 +198,7 @@ impl Partition {
             correlation,
             interventions: Interventions::default(),
             standing: Standing::new(&snapshot, plans.iter().map(|p| p.name.clone())),
-            runs: RunTable::default(),
+            runs: RunTable::new(run_retention(&settings), settings.stream.max_live_keys.saturating_mul(2)),
             clocks: Clocks::default(),
             meta: Meta { snapshot: snapshot.id().to_string(), ..Meta::default() },
             dedup: Dedup::new(settings.dedup.0, settings.dedup.1),
@@ -210,7 +225,12 @@ impl Partition {
         step.counts.early = vec![0; self.plans.len()];
         let now = if self.settings.event_clock { Wall(self.meta.now) } else { Wall(input.now.0.max(self.meta.now)) };
         self.meta.now = now.0;
-        self.meta.end.step(now, !self.settings.event_clock && at_end(&input.inputs));
+        let tick = self.meta.end.step(now, !self.settings.event_clock && at_end(&input.inputs));
+        if self.limits.crowded() {
+            self.limits.start_over();
+            self.runs.rebind();
+            self.groups.forget();
+        }
         let mut entries = Vec::new();
         if !input.replaying {
             self.adopt_snapshot(now, &mut step, &mut entries);
@@ -223,10 +243,14 @@ impl Partition {
             }
         }
         self.take_outcomes(&input.inputs, now, &mut step);
-        let idle = self.clocks.idle(self.settings.idle_timeout, &self.meta.end);
+        let idle = if tick { self.clocks.idle(self.settings.idle_timeout, &self.meta.end) } else { Vec::new() };
         for (tenant, clock) in &idle {
             let watermark = clock.saturating_sub(self.settings.stream.lateness);
             self.dedup.expire(tenant, watermark);
+            self.runs.expire(tenant, *clock);
+            for (tenant, run) in self.runs.take_denied() {
+                self.interventions.admit(&tenant, &run);
+            }
             let output =
                 self.engine.advance(tenant, watermark).map_err(|e| core_error("cannot advance the windows")(&e))?;
             self.decide(output, &mut Around::none(now), &mut step, &mut entries)?;
@@ -236,6 +260,7 @@ impl Partition {
             let output = self.engine.close_all().map_err(|e| core_error("cannot close the windows")(&e))?;
             self.decide(output, &mut Around::none(Wall(self.meta.now)), &mut step, &mut entries)?;
         }
+        self.runs.settle();
         let clocks = &self.clocks;
         let clock_of = |tenant: &str| {
             let idled = idle.iter().find(|(t, _)| **t == *tenant).map(|(_, c)| *c);
@@ -255,6 +280,11 @@ impl Partition {
         &self.engine
     }
 
+    /// Runs and event ids forgotten before their time because of the bounds, since the start.
+    pub fn forgotten(&self) -> (u64, u64) {
+        (self.runs.forgotten(), self.dedup.forgotten())
+    }
+
     /// The limit sets, to look at.
     pub fn limits(&self) -> &LimitSets {
         &self.limits
@@ -263,7 +293,7 @@ impl Partition {
     /// Wall time at which a step without input would close something.
     pub fn deadline(&self) -> Option<Wall> {
         let since = self.meta.end.since?;
-        let waits = self.engine.stats().queries.iter().any(|q| q.open > 0) || !self.correlation.is_empty();
+        let waits = self.engine.is_open() || !self.correlation.is_empty();
         waits.then(|| Wall(since.saturating_add(crate::clock::SECOND)))
     }
 
@@ -348,7 +378,8 @@ impl Partition {
         let mut watcher = Watcher {
             plans: &self.plans,
             limits: &mut self.limits,
-            runs: &mut self.runs,
+            runs: &self.runs,
+            run_sets: &around.run_sets,
             levels: &self.levels,
             groups: &mut self.groups,
             changed: &around.changed,
@@ -377,11 +408,6 @@ impl Partition {
         let tenants: BTreeSet<Arc<str>> = std::mem::take(&mut around.tenants);
         for tenant in tenants {
             self.clocks.touch(&tenant);
-            if let Some(clock) = self.clocks.highest(&tenant) {
-                for run in self.runs.expire(&tenant, clock) {
-                    self.interventions.admit(&tenant, &run);
-                }
-            }
         }
         Ok(())
     }
@@ -400,7 +426,8 @@ impl Partition {
         around.run_sets.reserve(count);
         for row in 0..count {
             let (tenant, time) = (rows.tenant.value(row), rows.time.value(row));
-            around.clocks.push(self.clocks.hear(tenant, time, &self.meta.end));
+            let clock = self.clocks.hear(tenant, time, &self.meta.end);
+            around.clocks.push(clock);
             if self.settings.event_clock {
                 self.meta.now = self.meta.now.max(time);
                 around.row_now.push(self.meta.now);
@@ -418,6 +445,11 @@ impl Partition {
             };
             let event_type = intake::get(types, row).unwrap_or_default();
             let seen = Seen { tenant, run: run_id, event_type, time, fields };
+            self.runs.expire(tenant, clock);
+            for (tenant, run) in self.runs.take_denied() {
+                let row = u32::try_from(row).unwrap_or(u32::MAX);
+                around.denials.push_back(Denial { row, tenant, run, time, why: None });
+            }
             let (bound, run) = self.runs.observe(seen, &snapshot);
             if let Some(before) = run.before.take()
                 && let Ok(row) = u32::try_from(row)
@@ -435,7 +467,10 @@ impl Partition {
             };
             if bound == Bound::Changed {
                 around.changed.insert((tenant.into(), run_id.into()));
-                self.groups.forget();
+                // only where limits have times are lines of runs remembered by group
+                if timed {
+                    self.groups.forget();
+                }
             }
             if self.limits.get(set).is_none_or(|s| s.limits.is_empty() && s.ambiguous.is_empty()) {
                 let groups = run.fields.groups();
@@ -453,6 +488,11 @@ impl Partition {
             }
             around.run_sets.push(set);
         }
+        for (tenant, run) in self.runs.take_denied() {
+            let (row, time) =
+                (u32::try_from(count).unwrap_or(u32::MAX), self.clocks.highest(&tenant).unwrap_or_default());
+            around.denials.push_back(Denial { row, tenant, run, time, why: None });
+        }
         around
     }
 
@@ -465,6 +505,12 @@ impl Partition {
         entries: &mut Vec<Entry>,
     ) -> Result<(), CoreError> {
         let failed = core_error("cannot decide");
+        step.counts.overflow_rows += output.refused.len() as u64;
+        for overflow in &output.overflows {
+            let at = around.row_now.get(overflow.at as usize).map_or(around.now, |at| Wall(*at));
+            let said = overflow::audit(overflow, self.settings.stream.max_live_keys, at);
+            step.decisions.push(Decision::Audit(Box::new(said)));
+        }
         let mut items = Vec::new();
         for trace in &output.traces {
             judge::items(&trace.steps, trace.query, &self.plans[trace.query], false, &mut items)
@@ -476,7 +522,7 @@ impl Partition {
             judge::items(closed, closed.query, plan, true, &mut items).map_err(|e| failed(&e))?;
         }
         for empty in &output.empty {
-            let whole = |tenant: &str, start| self.engine.whole(empty.query, tenant, start);
+            let whole = |tenant: &str, start, at| self.engine.whole(&output, empty.query, tenant, start, at);
             judge::empty_items(empty, empty.query, &self.plans[empty.query], whole, &mut items);
         }
         for (key_set, group) in &output.freed {
@@ -506,7 +552,7 @@ impl Partition {
                 scope_id: &item.scope_id,
                 window: item.window,
                 closed: item.closed,
-                run_ended: self.run_ended(plan.scope, &item),
+                run_ended: self.run_ended(plan.scope, &item, around),
                 complete: item.complete,
                 agent: agent.as_deref(),
                 is_synthetic: around.synthetic(&item),
@@ -567,10 +613,12 @@ impl Partition {
         }
     }
 
-    fn run_ended(&self, scope: Scope, item: &Item) -> bool {
-        scope == Scope::Run
-            && item.closed
-            && self.runs.get(&item.tenant, &item.scope_id).is_some_and(|r| r.ends.contains(&item.window.1))
+    fn run_ended(&self, scope: Scope, item: &Item, around: &Around) -> bool {
+        if scope != Scope::Run || !item.closed {
+            return false;
+        }
+        let run = around.as_of(item).or_else(|| self.runs.get(&item.tenant, &item.scope_id));
+        run.is_some_and(|r| r.ends.contains(&item.window.1))
     }
 
     fn evidence(&self, item: &Item) -> Evidence {

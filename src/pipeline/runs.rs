@@ -1,20 +1,20 @@
 //! What a partition knows of its runs: who they belong to and which snapshots they are bound to (P5).
 //!
 //! A run binds each policy at that policy's binding moment: `run.started`, `run.first_token`, or each step; without the event,
-//! at first sight. A run is forgotten 24 hours of its tenant's event time after its last event.
+//! at first sight. A run is forgotten so long of its tenant's event time after its last event (`[limits] run-retention`), to
+//! the hour; a tenant with more than its most forgets those that were silent longest, counted. What a row makes forgotten is
+//! still there for the decisions of its step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{Equivalent, HashMap};
 use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, SECOND};
 use crate::policy::Scope;
 
-/// How long a silent or ended run is remembered.
-const KEPT: Micros = 24 * 3600 * SECOND;
 /// End markers remembered per run.
 const ENDS: usize = 16;
 /// Granularity of forgetting.
@@ -111,32 +111,114 @@ pub enum Bound {
 /// Tenant and run.
 pub type RunKey = (Box<str>, Box<str>);
 
+/// Tenant and run, to look for a [`RunKey`].
+#[derive(Hash)]
+pub struct RunRef<'a>(pub &'a str, pub &'a str);
+
+impl Equivalent<RunKey> for RunRef<'_> {
+    fn equivalent(&self, key: &RunKey) -> bool {
+        *self.0 == *key.0 && *self.1 == *key.1
+    }
+}
+
+type Gone = HashMap<RunKey, Run, FxBuildHasher>;
 type Runs = HashMap<Box<str>, Run, FxBuildHasher>;
 
 /// All runs of a partition.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RunTable {
+    retention: Micros,
+    most: usize,
     tenants: HashMap<Box<str>, Tenant, FxBuildHasher>,
-    dirty: BTreeSet<(Box<str>, Box<str>)>,
+    dirty: BTreeSet<RunKey>,
+    /// Forgotten in this step.
+    gone: Gone,
+    denied: Vec<RunKey>,
+    forgotten: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tenant {
     runs: Runs,
-    /// Hour of the tenant's clock → runs that may have expired by then.
-    expiry: BTreeMap<i64, Vec<Box<str>>>,
+    /// Hour of a last event, or an earlier one → runs.
+    expiry: BTreeMap<i64, BTreeSet<Box<str>>>,
+    /// Nothing expires before the tenant's clock shows this.
+    due: Micros,
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self { runs: Runs::default(), expiry: BTreeMap::new(), due: Micros::MAX }
+    }
+}
+
+impl Tenant {
+    /// Takes out the run that was silent longest (of those of one hour, the first by name), or, with a clock, every one whose
+    /// time has come.
+    fn forget(&mut self, clock: Option<Micros>, retention: Micros, gone: &mut dyn FnMut(Box<str>, Run)) {
+        while let Some(mut entry) = self.expiry.first_entry() {
+            let hour = *entry.key();
+            if clock.is_some_and(|clock| expires(hour, retention) > clock) {
+                break;
+            }
+            let id = entry.get_mut().pop_first();
+            if entry.get().is_empty() {
+                entry.remove();
+            }
+            let Some((id, run)) = id.and_then(|id| self.runs.remove_entry(&id)) else { continue };
+            if bucket(run.last) > hour {
+                self.expiry.entry(bucket(run.last)).or_default().insert(id.clone());
+                self.runs.insert(id, run);
+                continue;
+            }
+            gone(id, run);
+            if clock.is_none() {
+                break;
+            }
+        }
+        self.due = self.expiry.first_key_value().map_or(Micros::MAX, |(hour, _)| expires(*hour, retention));
+    }
+}
+
+impl Default for RunTable {
+    fn default() -> Self {
+        Self::new(24 * 3600 * SECOND, usize::MAX)
+    }
 }
 
 impl RunTable {
+    /// Runs are remembered for `retention` µs of their tenant's event time, at most `most` of a tenant.
+    pub fn new(retention: Micros, most: usize) -> Self {
+        Self {
+            retention,
+            most,
+            tenants: HashMap::default(),
+            dirty: BTreeSet::new(),
+            gone: Gone::default(),
+            denied: Vec::new(),
+            forgotten: 0,
+        }
+    }
+
     /// Takes one row; `snapshot` is in force.
     pub fn observe(&mut self, seen: Seen<'_>, snapshot: &Arc<str>) -> (Bound, &mut Run) {
+        let (retention, dirty, gone, denied) = (self.retention, &mut self.dirty, &mut self.gone, &mut self.denied);
         let tenant = self.tenants.entry_ref(seen.tenant).or_default();
+        if tenant.runs.len() >= self.most && !tenant.runs.contains_key(seen.run) {
+            self.forgotten += 1;
+            tenant.forget(None, retention, &mut |id, run| forgotten(seen.tenant, id, run, dirty, gone, denied));
+        }
         let mut bound = Bound::Same;
-        let run = match tenant.runs.entry_ref(seen.run) {
+        let Tenant { runs, expiry, due } = tenant;
+        let run = match runs.entry_ref(seen.run) {
             hashbrown::hash_map::EntryRef::Occupied(entry) => entry.into_mut(),
             hashbrown::hash_map::EntryRef::Vacant(entry) => {
-                bound = Bound::New;
-                tenant.expiry.entry(bucket(seen.time)).or_default().push(seen.run.into());
+                // one that this very step made forgotten has rows under other terms in it
+                let again = if gone.is_empty() { None } else { gone.remove(&RunRef(seen.tenant, seen.run)) };
+                bound = if again.is_some() { Bound::Changed } else { Bound::New };
+                let hour = bucket(seen.time);
+                expiry.entry(hour).or_default().insert(seen.run.into());
+                *due = (*due).min(expires(hour, retention));
                 entry.insert(Run {
                     fields: Fields::default(),
                     run_start: Arc::clone(snapshot),
@@ -147,7 +229,7 @@ impl RunTable {
                     denied: false,
                     limit_set: None,
                     covered: None,
-                    before: None,
+                    before: again.map(Box::new),
                 })
             }
         };
@@ -157,10 +239,10 @@ impl RunTable {
             "run.first_token" => run.first_token != *snapshot,
             _ => false,
         };
-        if (identity || binding) && bound != Bound::New {
+        if (identity || binding) && bound == Bound::Same {
             run.before = Some(Box::new(run.clone()));
         }
-        let mut touched = bound == Bound::New;
+        let mut touched = bound != Bound::Same;
         match seen.event_type {
             "run.started" if binding => {
                 run.run_start = Arc::clone(snapshot);
@@ -201,14 +283,10 @@ impl RunTable {
         (bound, run)
     }
 
-    /// The run, if it is known.
+    /// The run, if it is known, or was until this step made it forgotten.
     pub fn get(&self, tenant: &str, run: &str) -> Option<&Run> {
-        self.tenants.get(tenant)?.runs.get(run)
-    }
-
-    /// The run, to note its limit set.
-    pub fn get_mut(&mut self, tenant: &str, run: &str) -> Option<&mut Run> {
-        self.tenants.get_mut(tenant)?.runs.get_mut(run)
+        let known = self.tenants.get(tenant).and_then(|t| t.runs.get(run));
+        known.or_else(|| if self.gone.is_empty() { None } else { self.gone.get(&RunRef(tenant, run)) })
     }
 
     /// Another snapshot is in force: every limit set is found anew.
@@ -226,37 +304,38 @@ impl RunTable {
         self.dirty.insert((tenant.into(), run.into()));
     }
 
+    /// The step is decided: what it made forgotten is gone.
+    pub fn settle(&mut self) {
+        self.gone = Gone::default();
+    }
+
+    /// Runs forgotten before their time because their tenant had too many, since the start.
+    pub const fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
     /// Ids of the snapshots that some run is bound to.
     pub fn snapshots(&self) -> BTreeSet<Arc<str>> {
         let runs = self.tenants.values().flat_map(|t| t.runs.values());
         runs.flat_map(|r| [Arc::clone(&r.run_start), Arc::clone(&r.first_token)]).collect()
     }
 
-    /// Forgets what has been silent for 24 hours at `clock`, the tenant's highest event time. Gives the forgotten runs that
-    /// stood stopped ([`Run::denied`]).
-    pub fn expire(&mut self, tenant: &str, clock: Micros) -> Vec<Box<str>> {
-        let mut denied = Vec::new();
-        let Some(state) = self.tenants.get_mut(tenant) else { return denied };
-        while let Some(entry) = state.expiry.first_entry() {
-            if entry.key().saturating_mul(BUCKET).saturating_add(KEPT + BUCKET) > clock {
-                break;
-            }
-            let (hour, runs) = entry.remove_entry();
-            for id in runs {
-                let Some(run) = state.runs.get(&id) else { continue };
-                let now_in = bucket(run.last);
-                if now_in > hour {
-                    state.expiry.entry(now_in).or_default().push(id);
-                } else {
-                    if run.denied {
-                        denied.push(id.clone());
-                    }
-                    state.runs.remove(&id);
-                    self.dirty.insert((tenant.into(), id));
-                }
-            }
+    /// Forgets the tenant's runs whose time has come at `clock`, its highest event time.
+    pub fn expire(&mut self, tenant: &str, clock: Micros) {
+        let Some(state) = self.tenants.get_mut(tenant) else { return };
+        if clock < state.due {
+            return;
         }
-        denied
+        let (dirty, gone, denied) = (&mut self.dirty, &mut self.gone, &mut self.denied);
+        state.forget(Some(clock), self.retention, &mut |id, run| forgotten(tenant, id, run, dirty, gone, denied));
+        if state.runs.is_empty() {
+            self.tenants.remove(tenant);
+        }
+    }
+
+    /// Runs forgotten since the last call that stood stopped ([`Run::denied`]).
+    pub fn take_denied(&mut self) -> Vec<RunKey> {
+        std::mem::take(&mut self.denied)
     }
 
     /// How many runs are known.
@@ -291,9 +370,27 @@ impl RunTable {
     /// Takes a run back.
     pub fn restore(&mut self, tenant: &str, id: &str, run: Run) {
         let state = self.tenants.entry_ref(tenant).or_default();
-        state.expiry.entry(bucket(run.last)).or_default().push(id.into());
+        let hour = bucket(run.last);
+        state.expiry.entry(hour).or_default().insert(id.into());
+        state.due = state.due.min(expires(hour, self.retention));
         state.runs.insert(id.into(), run);
     }
+}
+
+fn forgotten(
+    tenant: &str,
+    id: Box<str>,
+    run: Run,
+    dirty: &mut BTreeSet<RunKey>,
+    gone: &mut Gone,
+    denied: &mut Vec<RunKey>,
+) {
+    let key: RunKey = (tenant.into(), id);
+    dirty.insert(key.clone());
+    if run.denied {
+        denied.push(key.clone());
+    }
+    gone.insert(key, run);
 }
 
 impl Bound {
@@ -304,6 +401,11 @@ impl Bound {
 
 fn bucket(time: Micros) -> i64 {
     time.div_euclid(BUCKET)
+}
+
+/// Clock at which runs with their last event in an hour are forgotten.
+fn expires(hour: i64, retention: Micros) -> Micros {
+    hour.saturating_add(1).saturating_mul(BUCKET).saturating_add(retention)
 }
 
 /// Whether the row says something else than what is known.
@@ -362,5 +464,42 @@ mod tests {
         assert!(table.is_empty());
         let changes = table.take_changes();
         assert!(matches!(changes.as_slice(), [(_, None)]), "a tombstone is due: {changes:?}");
+    }
+
+    #[test]
+    fn a_tenant_with_too_many_runs_forgets_those_silent_longest_also_after_a_restore() {
+        let hour = |h: i64| h * 3600 * SECOND;
+        let a: Arc<str> = "a".into();
+        let row = |run, at| Seen { run, ..seen("run.step", hour(at), None) };
+        let mut table = RunTable::new(hour(24), 3);
+        for (run, at) in [("x", 0), ("b", 1), ("c", 1), ("x", 2)] {
+            table.observe(row(run, at), &a);
+        }
+        let mut again = RunTable::new(hour(24), 3);
+        for ((tenant, id), run) in table.take_changes() {
+            again.restore(&tenant, &id, run.unwrap().clone());
+        }
+        for table in [&mut table, &mut again] {
+            table.observe(row("d", 2), &a);
+            assert!(table.get("t", "b").is_some(), "until the step is decided");
+            table.settle();
+            assert!(table.get("t", "b").is_none());
+            let known = ["b", "c", "d", "x"].map(|id| table.get("t", id).is_some());
+            assert_eq!(known, [false, true, true, true], "x spoke later, c comes after b");
+            assert_eq!(table.forgotten(), 1);
+            assert_eq!(table.observe(row("x", 2), &a).0, Bound::Same);
+            assert_eq!(table.len(), 3);
+        }
+    }
+
+    #[test]
+    fn retention_is_what_it_is_set_to_and_a_tenant_without_runs_takes_no_room() {
+        let mut table = RunTable::new(60 * SECOND, usize::MAX);
+        let a: Arc<str> = "a".into();
+        table.observe(seen("run.step", 0, None), &a);
+        table.expire("t", 3600 * SECOND);
+        assert_eq!(table.len(), 1, "to the hour");
+        table.expire("t", 3660 * SECOND);
+        assert!(table.is_empty() && table.tenants.is_empty());
     }
 }

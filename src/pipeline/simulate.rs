@@ -120,6 +120,7 @@ fn add(sum: &mut Counts, step: &Counts) {
     sum.decoded += step.decoded;
     sum.duplicates += step.duplicates;
     sum.uncovered += step.uncovered;
+    sum.overflow_rows += step.overflow_rows;
     for (sums, steps) in [(&mut sum.late, &step.late), (&mut sum.closed, &step.closed), (&mut sum.early, &step.early)] {
         sums.resize(steps.len(), 0);
         for (a, b) in sums.iter_mut().zip(steps) {

@@ -3,13 +3,13 @@
 //! Most groups are far below every limit: comparing with the lowest NEAR line of the group's limit set, remembered by the
 //! engine's dense group id, keeps them off the threshold SQL.
 
-use datafusion::arrow::array::Array;
+use datafusion::arrow::array::{Array, StringArray};
 use hashbrown::HashSet;
 
 use crate::decide::levels::{Levels, Shape};
 use crate::pipeline::judge::{self, MetricPlan};
 use crate::pipeline::limits::LimitSets;
-use crate::pipeline::runs::RunTable;
+use crate::pipeline::runs::{RunKey, RunRef, RunTable};
 use crate::policy::Scope;
 use crate::stream::{QueryRows, Watch};
 
@@ -66,14 +66,16 @@ pub struct Watcher<'a> {
     pub plans: &'a [MetricPlan],
     /// Limit sets.
     pub limits: &'a mut LimitSets,
-    /// Runs, for run-scope metrics.
-    pub runs: &'a mut RunTable,
+    /// Runs, for run-scope metrics whose limits have times.
+    pub runs: &'a RunTable,
+    /// Limit set of each row's run, for the others.
+    pub run_sets: &'a [u32],
     /// Levels that are up.
     pub levels: &'a Levels,
     /// Remembered limit sets of groups.
     pub groups: &'a mut GroupCache,
     /// Runs whose terms changed in this batch: always traced, because each row is judged under its own terms.
-    pub changed: &'a HashSet<(Box<str>, Box<str>)>,
+    pub changed: &'a HashSet<RunKey>,
 }
 
 impl Watch for Watcher<'_> {
@@ -95,19 +97,7 @@ impl Watcher<'_> {
         let tenants = judge::texts(&rows.rows, "tenant_id");
         let scopes = judge::texts(&rows.rows, plan.scope.field());
         for row in 0..rows.rows.num_rows() {
-            let Some(&group) = rows.group.get(row) else { continue };
-            let known = self.groups.get(rows.query, group);
-            let number = match known {
-                Some(number) => number,
-                None => {
-                    let (Some(tenant), Some(id)) = (judge::text(tenants, row), judge::text(scopes, row)) else {
-                        continue;
-                    };
-                    let Some(number) = self.find(plan, tenant, id) else { continue };
-                    self.groups.put(rows.query, group, number);
-                    number
-                }
-            };
+            let Some(number) = self.find(rows, row, plan, [tenants, scopes]) else { continue };
             let Some(floor) = self.limits.get(number).and_then(|s| s.floors.get(rows.query).copied().flatten()) else {
                 if !self.changed.is_empty()
                     && self.is_changed(plan, judge::text(tenants, row), judge::text(scopes, row))
@@ -137,27 +127,34 @@ impl Watcher<'_> {
 
     fn is_changed(&self, plan: &MetricPlan, tenant: Option<&str>, id: Option<&str>) -> bool {
         let (Some(tenant), Some(id)) = (tenant, id) else { return false };
-        plan.scope == Scope::Run && self.changed.iter().any(|(t, r)| **t == *tenant && **r == *id)
+        plan.scope == Scope::Run && self.changed.contains(&RunRef(tenant, id))
     }
 
-    /// Where limits are active at times only, the lines of all that may ever hold count, whichever the arbitration of a moment
-    /// prefers: what is remembered of a group must hold for rows of any time.
-    fn find(&mut self, plan: &MetricPlan, tenant: &str, id: &str) -> Option<u32> {
+    /// The limit set of a result's group. Where limits are active at times only, the lines of all that may ever hold count,
+    /// whichever the arbitration of a moment prefers: what is remembered of a group must hold for rows of any time.
+    fn find(
+        &mut self,
+        rows: &QueryRows,
+        row: usize,
+        plan: &MetricPlan,
+        texts: [Option<&StringArray>; 2],
+    ) -> Option<u32> {
         let timed = self.limits.timed();
-        if plan.scope != Scope::Run {
-            return Some(if timed {
-                self.limits.lines_of_group(plan.scope, tenant, id)
-            } else {
-                self.limits.of_group(plan.scope, tenant, id, None)
-            });
+        if plan.scope == Scope::Run && !timed {
+            return self.run_sets.get(*rows.at.get(row)? as usize).copied();
         }
-        let run = self.runs.get_mut(tenant, id)?;
-        if timed {
-            return Some(self.limits.lines_of_run(tenant, run));
+        let group = *rows.group.get(row)?;
+        if let Some(known) = self.groups.get(rows.query, group) {
+            return Some(known);
         }
-        if run.limit_set.is_none() {
-            run.limit_set = Some(self.limits.of_run(tenant, run, None));
-        }
-        run.limit_set
+        let [tenant, id] = texts.map(|column| judge::text(column, row));
+        let (tenant, id) = (tenant?, id?);
+        let number = match (plan.scope, timed) {
+            (Scope::Run, _) => self.limits.lines_of_run(tenant, self.runs.get(tenant, id)?),
+            (scope, true) => self.limits.lines_of_group(scope, tenant, id),
+            (scope, false) => self.limits.of_group(scope, tenant, id, None),
+        };
+        self.groups.put(rows.query, group, number);
+        Some(number)
     }
 }

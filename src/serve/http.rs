@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::{Micros, SECOND, Wall};
-use crate::metrics::labels::{AlertStatus, Effect, Input, SignalKind};
+use crate::metrics::labels::{AlertStatus, Effect, Input, Label as _, Role, SignalKind};
 use crate::metrics::{self, Metrics};
 
 use super::health::Health;
@@ -53,12 +53,19 @@ pub struct Views {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     clock: fn() -> Wall,
+    roles: Vec<Role>,
 }
 
 impl Views {
     /// Views of a running process. `clock` is [`Wall::now`] outside tests.
     pub fn new(health: Arc<Health>, metrics: Arc<Metrics>, clock: fn() -> Wall) -> Self {
-        Self { health, metrics, clock }
+        Self { health, metrics, clock, roles: Role::ALL.to_vec() }
+    }
+
+    /// Says that the process plays these roles only. Without serve the status page is not there; what watches a process is.
+    #[must_use]
+    pub fn with_roles(self, roles: Vec<Role>) -> Self {
+        Self { roles, ..self }
     }
 }
 
@@ -148,10 +155,8 @@ async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, mut sto
 }
 
 fn routes(views: Views) -> Router {
-    Router::new()
-        .route("/", get(|| async { text("text/html; charset=utf-8", page::HTML) }))
-        .route("/status.css", get(|| async { text("text/css; charset=utf-8", page::CSS) }))
-        .route("/status.js", get(|| async { text("text/javascript; charset=utf-8", page::JS) }))
+    let router = if views.roles.contains(&Role::Serve) { served() } else { not_served() };
+    router
         .route("/status.json", get(status))
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(healthz))
@@ -160,6 +165,23 @@ fn routes(views: Views) -> Router {
         .method_not_allowed_fallback(|| async { problem(StatusCode::METHOD_NOT_ALLOWED, "this page is read with GET") })
         .layer(middleware::from_fn(guard))
         .with_state(views)
+}
+
+/// What the role serve adds.
+fn served() -> Router<Views> {
+    Router::new()
+        .route("/", get(|| async { text("text/html; charset=utf-8", page::HTML) }))
+        .route("/status.css", get(|| async { text("text/css; charset=utf-8", page::CSS) }))
+        .route("/status.js", get(|| async { text("text/javascript; charset=utf-8", page::JS) }))
+}
+
+/// Where that role is off, its pages say so.
+fn not_served() -> Router<Views> {
+    const OFF: &str = "the role serve is off in this process, so it has no status page; add \"serve\" to [roles] enabled to \
+                       turn it on. /status.json, /metrics, /healthz and /readyz are here";
+    ["/", "/status.css", "/status.js"]
+        .into_iter()
+        .fold(Router::new(), |router, path| router.route(path, get(|| async { problem(StatusCode::NOT_FOUND, OFF) })))
 }
 
 /// Refuses oversized bodies and sets the headers every answer carries.
@@ -241,6 +263,7 @@ fn status_of(views: &Views) -> Value {
         "version": metrics::VERSION,
         "revision": metrics::revision(),
         "config_hash": m.config_hash(),
+        "roles": views.roles.iter().map(|role| role.as_str()).collect::<Vec<_>>(),
         "started_at": DateTime::from_timestamp_micros(started.0).map(|t| t.to_rfc3339_opts(SecondsFormat::Micros, true)),
         "uptime_seconds": seconds(now.0.saturating_sub(started.0).max(0)),
         "heartbeat_age_seconds": seconds(health.heartbeat_age(now)),

@@ -65,7 +65,8 @@ function show(s) {
   }
   if (!s.partitions.length) { cell(partitions.insertRow(), 'none'); }
   byId('about').textContent = 'runwarden ' + s.version + ' (' + s.revision + '), started ' + s.started_at
-    + ', up ' + Math.floor(s.uptime_seconds) + ' s, configuration ' + (s.config_hash || 'not loaded');
+    + ', up ' + Math.floor(s.uptime_seconds) + ' s, configuration ' + (s.config_hash || 'not loaded')
+    + ', roles ' + s.roles.join(' ');
 }
 async function tick() {
   try { show(await (await fetch('/status.json', { cache: 'no-store' })).json()); }

@@ -13,10 +13,12 @@ use datafusion::physical_expr::PhysicalExpr;
 use crate::clock::Micros;
 
 use super::Error;
+use super::budget::Dark;
 use super::keys::KeySet;
 use super::output::{Empty, QueryRows};
 use super::pool::{NOTHING, Pool, boolean};
 use super::query::{GroupColumn, Query};
+use super::time::NEVER;
 
 /// A window to evaluate: the union of `parts[from..to]`, in time order.
 #[derive(Debug, Clone, Copy)]
@@ -90,6 +92,7 @@ pub(super) fn emit(
     members: &[&Member],
     evals: &Evals,
     values_at: Option<&[ArrayRef]>,
+    dark: Dark<'_>,
     errors: &mut u64,
 ) -> Result<Vec<Emitted>, Error> {
     let n = evals.list.len();
@@ -185,8 +188,9 @@ pub(super) fn emit(
             result.group.push(eval.group);
             result.window.push(eval.window);
             result.evidence.push(evidence[i]);
-            let blind =
-                member.blind_until.get(keys.clock(eval.group) as usize).is_some_and(|until| eval.window.0 <= *until);
+            let clock = keys.clock(eval.group);
+            let until = member.blind_until.get(clock as usize).copied().unwrap_or(NEVER);
+            let blind = eval.window.0 <= until.max(dark.until(eval.at, clock)) && eval.window.0 != NEVER;
             let cut = any_capped
                 && evals.parts[eval.from as usize..eval.to as usize]
                     .iter()

@@ -16,6 +16,7 @@ use datafusion::physical_expr::expressions::Literal;
 
 use crate::clock::Micros;
 
+use super::budget::{Budget, Dark, Span};
 use super::emit::{Member, evaluate};
 use super::keys::{KeySet, clock_text};
 use super::output::{Late, NO_ROW, Output, QueryRows, QueryStats, Stats, Watch};
@@ -27,6 +28,9 @@ use super::sessions::{SessionStore, Shape};
 use super::time::{Clocks, NEVER, closed_until};
 use super::window::{FAR, Grid, Window};
 use super::{Error, Settings};
+
+/// Rough bytes of a row that a session keeps until the watermark has passed it.
+const PENDING_ROW: usize = 64;
 
 /// A batch as the stores see it. Per row unless said otherwise.
 pub(super) struct Batch<'a> {
@@ -42,6 +46,7 @@ pub(super) struct Batch<'a> {
     pub(super) positions: &'a [i64],
     /// Per key set: the row's group.
     pub(super) groups: &'a [Vec<u32>],
+    pub(super) dark: Dark<'a>,
 }
 
 /// Rows that a store did not take, ascending.
@@ -60,6 +65,7 @@ pub(super) struct Moves<'a> {
     /// Per clock: the watermark after the sub-batch.
     now: &'a [Micros],
     all: bool,
+    pub(super) dark: Dark<'a>,
 }
 
 impl Moves<'_> {
@@ -127,6 +133,15 @@ impl Store {
         }
     }
 
+    /// No row has state here longer than this after its time.
+    fn hold(&self) -> Micros {
+        match self {
+            Self::Panes(s) if s.hop => s.grid.size.saturating_add(s.grid.slide),
+            Self::Panes(s) => s.grid.size,
+            Self::Sessions(s) => s.gap().saturating_mul(2),
+        }
+    }
+
     fn pool(&self) -> &Pool {
         match self {
             Self::Panes(s) => &s.pool,
@@ -153,6 +168,9 @@ pub struct Engine {
     /// Per key set: which of its columns is the clock.
     pub(super) clock_columns: Vec<usize>,
     pub(super) stores: Vec<Store>,
+    /// Per key set: how long its keys live, and what names it among them; `None`: its keys are not counted.
+    pub(super) spans: Vec<Option<(Span, u64)>>,
+    pub(super) budget: Budget,
     /// Stands for the values of an empty batch.
     pub(super) blank: Vec<ArrayRef>,
     /// Per store: expressions a row must satisfy.
@@ -182,6 +200,8 @@ impl Engine {
         }
         let mut engine = Self {
             late: vec![0; queries.len()],
+            budget: Budget::new(settings.max_live_keys),
+            spans: Vec::new(),
             settings,
             schema,
             expressions: Vec::new(),
@@ -317,6 +337,7 @@ impl Engine {
                     }
                     let shape = Shape {
                         gap,
+                        most_pending: (self.settings.max_state_bytes_per_key / PENDING_ROW).max(16),
                         key_set: set,
                         fingerprint: print,
                         marker: first.marker.as_ref().map(&mut register),
@@ -335,6 +356,19 @@ impl Engine {
             self.layouts.push((layout, hash));
             self.stores.push(store);
             self.layouts_saved.push(false);
+        }
+        for (set, keys) in key_sets.iter().enumerate() {
+            let hold = self.stores.iter().filter(|s| s.key_set() == set).map(Store::hold).max();
+            // there is one key of the clock alone, and it must not go blind because there are too many others
+            let counted = keys.iter().any(|k| k.text != clock);
+            let print = fingerprint(
+                keys.iter()
+                    .flat_map(|k| [k.text.clone(), k.ty.to_string()])
+                    .collect::<Vec<_>>()
+                    .iter()
+                    .map(String::as_str),
+            );
+            self.spans.push(hold.filter(|_| counted).map(|hold| (Span::new(hold), print)));
         }
         self.blank = expressions.iter().map(|_| new_empty_array(&DataType::Null)).collect();
         self.expressions = expressions;
@@ -392,7 +426,7 @@ impl Engine {
 
         let values =
             self.expressions.iter().map(|e| evaluate(e, batch, &mut self.errors)).collect::<Result<Vec<_>, _>>()?;
-        let selected = self.select(&values, &valid)?;
+        let mut selected = self.select(&values, &valid)?;
         let mut groups = Vec::with_capacity(self.key_sets.len());
         for (i, keys) in self.key_sets.iter_mut().enumerate() {
             let mut needed = vec![false; rows];
@@ -405,6 +439,9 @@ impl Engine {
             let columns: Vec<ArrayRef> = keys.columns.iter().map(|c| Arc::clone(&values[*c])).collect();
             groups.push(keys.intern(&columns, &needed, &clocks, rows)?);
         }
+        let dark_rows = self.admit(&mut selected, &groups, &times, &before, &clocks, &mut out);
+        let dark_clocks = self.budget.dark().to_vec();
+        let dark = Dark { rows: &dark_rows, clocks: &dark_clocks };
         let view = Batch {
             len: rows,
             values: &values,
@@ -414,6 +451,7 @@ impl Engine {
             finished: &finished,
             positions,
             groups: &groups,
+            dark,
         };
 
         let grids: Vec<Grid> = self
@@ -455,12 +493,13 @@ impl Engine {
                     begin[*clock as usize] = *watermark;
                 }
             }
-            let moves = Moves { moved: &moved, finished: &finished, now: &begin, all: false };
+            let moves = Moves { moved: &moved, finished: &finished, now: &begin, all: false, dark };
             self.sub_batch(&view, &selected, from..to, &moves, watch, &mut missed, &mut out)?;
             from = to;
         }
         self.report_late(&selected, &missed, &mut out);
         self.sweep(&mut out);
+        out.dark = dark_rows;
         Ok(out)
     }
 
@@ -549,6 +588,8 @@ impl Engine {
         let now: Vec<Micros> =
             self.clocks.list.iter().map(|c| if all { c.watermark.max(c.high) } else { c.watermark }).collect();
         let blank = self.blank.clone();
+        let dark_clocks = self.budget.dark().to_vec();
+        let dark = Dark { rows: &[], clocks: &dark_clocks };
         let view = Batch {
             len: 0,
             values: &blank,
@@ -558,8 +599,9 @@ impl Engine {
             finished: &finished,
             positions: &[],
             groups: &[],
+            dark,
         };
-        let moves = Moves { moved, finished: &finished, now: &now, all };
+        let moves = Moves { moved, finished: &finished, now: &now, all, dark };
         self.close(&moves, &view, &mut out)?;
         self.sweep(&mut out);
         Ok(out)
@@ -583,10 +625,13 @@ impl Engine {
             Store::Panes(s) => s.is_quiet(id, entry.closed_until(s.grid.size)),
             Store::Sessions(s) => s.is_quiet(id, watermark),
         });
-        if quiet {
-            return Ok(Output::default());
-        }
-        self.close_without_rows(&[(id, vec![(watermark, NO_ROW)])], false)
+        let turn = self.budget.look(id, watermark);
+        let mut out = match quiet {
+            true => Output::default(),
+            false => self.close_without_rows(&[(id, vec![(watermark, NO_ROW)])], false)?,
+        };
+        out.overflows.extend(turn.map(|turn| self.overflow(id, turn, NO_ROW)));
+        Ok(out)
     }
 
     /// Closes every window. Afterwards each watermark is the highest event time seen, and what was closed stays closed.
@@ -613,10 +658,12 @@ impl Engine {
 
     /// Whether a window of `query` that starts at `start` sees every row of its time on this clock: not so when the query was
     /// added while it was open.
-    pub fn whole(&self, query: usize, clock: &str, start: Micros) -> bool {
+    pub fn whole(&self, output: &Output, query: usize, clock: &str, start: Micros, at: u32) -> bool {
+        let Some(id) = self.clocks.find(clock) else { return true };
         let member = self.stores[self.store_of[query]].members().iter().find(|m| m.index == query);
-        let until = self.clocks.find(clock).and_then(|id| member?.blind_until.get(id as usize));
-        until.is_none_or(|until| start > *until)
+        let blind = member.and_then(|m| m.blind_until.get(id as usize)).copied().unwrap_or(NEVER);
+        let dark = output.dark.get(at as usize).copied().unwrap_or_else(|| self.budget.dark_of(id));
+        start > blind.max(dark)
     }
 
     /// Every clock that has seen something: name, watermark, highest event time; in order of first sight.
@@ -624,11 +671,18 @@ impl Engine {
         self.clocks.list.iter().filter(|c| c.watermark != NEVER).map(|c| (c.name.as_str(), c.watermark, c.high))
     }
 
+    /// Whether any window holds state.
+    pub fn is_open(&self) -> bool {
+        self.stores.iter().any(|s| s.open().0 > 0)
+    }
+
     /// Sizes and counts.
     pub fn stats(&self) -> Stats {
         let mut stats = Stats {
             keys: self.key_sets.iter().map(KeySet::len).sum(),
-            state_bytes: self.key_sets.iter().map(KeySet::size).sum(),
+            state_bytes: self.key_sets.iter().map(KeySet::size).sum::<usize>() + self.budget.size(),
+            overflowing: self.budget.figures().0,
+            refused: self.budget.figures().1,
             null_time: self.null_time,
             expression_errors: self.errors,
             ..Stats::default()

@@ -15,6 +15,8 @@ use hashbrown::HashTable;
 use rustc_hash::FxHasher;
 
 use super::Error;
+use super::time::NEVER;
+use crate::clock::Micros;
 
 /// No group.
 pub(super) const NONE: u32 = u32::MAX;
@@ -124,6 +126,8 @@ pub(super) struct KeySet {
     hashes: Vec<u64>,
     keys: Vec<Box<[u8]>>,
     clocks: Vec<u32>,
+    /// The time before which rows of the key need not be counted against its clock's most.
+    fresh: Vec<Micros>,
     refs: Vec<u32>,
     free: Vec<u32>,
     cooling: Vec<u32>,
@@ -147,6 +151,7 @@ impl KeySet {
             hashes: Vec::new(),
             keys: Vec::new(),
             clocks: Vec::new(),
+            fresh: Vec::new(),
             refs: Vec::new(),
             free: Vec::new(),
             cooling: Vec::new(),
@@ -187,12 +192,14 @@ impl KeySet {
                 keys[id as usize] = owned;
                 hashes[id as usize] = h;
                 self.clocks[id as usize] = clock;
+                self.fresh[id as usize] = NEVER;
                 id
             }
             None => {
                 keys.push(owned);
                 hashes.push(h);
                 self.clocks.push(clock);
+                self.fresh.push(NEVER);
                 self.refs.push(0);
                 (keys.len() - 1) as u32
             }
@@ -204,6 +211,14 @@ impl KeySet {
 
     pub(super) fn clock(&self, id: u32) -> u32 {
         self.clocks[id as usize]
+    }
+
+    pub(super) fn fresh(&self, id: u32) -> Micros {
+        self.fresh[id as usize]
+    }
+
+    pub(super) fn set_fresh(&mut self, id: u32, until: Micros) {
+        self.fresh[id as usize] = until;
     }
 
     pub(super) fn bytes_of(&self, id: u32) -> &[u8] {
@@ -266,7 +281,7 @@ impl KeySet {
     }
 
     pub(super) fn size(&self) -> usize {
-        self.bytes + self.keys.capacity() * 32 + self.table.capacity() * 5
+        self.bytes + self.keys.capacity() * 40 + self.table.capacity() * 5
     }
 }
 

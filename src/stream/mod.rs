@@ -31,6 +31,10 @@
 //! would change a pane of a window that closed earlier in it. Results before the close ([`Output::early`]) are per sub-batch,
 //! and an upper bound of every value in it, except where a session was split: those groups are always traced.
 //!
+//! # How much is kept
+//! A clock holds at most [`Settings::max_live_keys`] keys; rows of further keys are refused, and the clock's results say that
+//! they may lack rows until there is room again. Whether a row is refused depends on rows and watermarks before it only.
+//!
 //! # How state is kept
 //! Queries with equal keys share one interning of keys per batch; queries with equal keys, window and filter share one store,
 //! in which equal aggregates exist once. A store keeps state per (key, pane) or per session in slots of plain columns.
@@ -42,6 +46,7 @@
 //! | `monotone` | whether a value can only rise |
 //! | `window`, `time` | window arithmetic, watermarks |
 //! | `keys`, `columns`, `pool`, `native` | ids of keys, columns of state, folding |
+//! | `budget`, `admit` | how many keys a clock may hold, which rows are taken |
 //! | `panes`, `tree` | tumble and hop; long windows |
 //! | `sessions` | sessions and run windows under disorder |
 //! | `engine`, `emit` | a push; HAVING and output columns |
@@ -52,8 +57,10 @@
 
 use crate::clock::Micros;
 
+mod admit;
 mod assign;
 mod batch;
+mod budget;
 mod checkpoint;
 mod columns;
 mod compact;
@@ -82,7 +89,7 @@ mod window;
 pub use compile::{CompileError, Compiler, explain};
 pub use engine::Engine;
 pub use metric::{Emit, Metric, MetricError, Scope, parse_metric, parse_metrics};
-pub use output::{Empty, Late, NO_ROW, NoWatch, Output, QueryRows, QueryStats, Stats, Trace, Watch};
+pub use output::{Empty, Late, NO_ROW, NoWatch, Output, Overflow, QueryRows, QueryStats, Stats, Trace, Watch};
 pub use persist::RestoreError;
 pub use query::Query;
 pub use split::StateRecord;
@@ -116,8 +123,12 @@ pub struct Settings {
     pub clock_column: String,
     /// Watermark = highest event time − lateness.
     pub lateness: Micros,
-    /// The most bytes one aggregate may keep per key and pane (or session) when its state grows with its input.
+    /// The most bytes one aggregate may keep per key and pane (or session) when its state grows with its input; a session
+    /// keeps as much of rows that its watermark has not passed.
     pub max_state_bytes_per_key: usize,
+    /// The most keys one clock may hold over all queries, keys of the clock alone not counted; rows of further keys are refused
+    /// ([`Output::refused`]). `usize::MAX`: any number.
+    pub max_live_keys: usize,
     /// Report every window of a hopping group, not only the first of a run of equal contents.
     pub all_finals: bool,
     /// Input columns that are never negative.
@@ -151,6 +162,7 @@ impl Default for Settings {
             clock_column: "tenant_id".to_owned(),
             lateness: 10 * crate::clock::SECOND,
             max_state_bytes_per_key: 1 << 20,
+            max_live_keys: usize::MAX,
             all_finals: false,
             non_negative: non_negative.map(str::to_owned).to_vec(),
         }

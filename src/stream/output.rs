@@ -22,7 +22,8 @@ pub struct QueryRows {
     pub window: Vec<(Micros, Micros)>,
     /// Lowest and highest position that fed the window.
     pub evidence: Vec<(i64, i64)>,
-    /// False when the window may lack rows: the query was added while it was open, or its state hit its cap.
+    /// False when the window may lack rows: the query was added while it was open, its state hit its cap, or its clock held
+    /// too many keys.
     pub complete: Vec<bool>,
 }
 
@@ -82,8 +83,29 @@ pub struct Output {
     pub late: Vec<Late>,
     /// Rows without a usable event time, ascending. They touched nothing.
     pub null_time: Vec<u32>,
+    /// Rows that some windows refused because their clock holds its most keys ([`super::Settings::max_live_keys`]), ascending.
+    pub refused: Vec<u32>,
+    /// Per row of the batch, until when windows of its clock may lack rows of refused keys; empty when that did not change in it.
+    pub dark: Vec<Micros>,
+    /// Clocks that came to hold too many keys, or no longer do, in the order in which they did.
+    pub overflows: Vec<Overflow>,
     /// (key set, group id): the key has no state left, its id may name another key from the next call on.
     pub freed: Vec<(usize, u32)>,
+}
+
+/// A clock came to hold too many keys, or no longer does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overflow {
+    /// The clock.
+    pub clock: String,
+    /// Whether it began; otherwise it is over.
+    pub began: bool,
+    /// How often it has happened to this clock, this time included.
+    pub episode: u64,
+    /// Keys it holds.
+    pub keys: usize,
+    /// The input row at which it did, or [`NO_ROW`].
+    pub at: u32,
 }
 
 /// Chooses the groups whose per-row history is wanted.
@@ -108,8 +130,12 @@ impl Watch for NoWatch {
 pub struct Stats {
     /// One entry per query.
     pub queries: Vec<QueryStats>,
-    /// Live keys over all key sets.
+    /// Keys with state, over all key sets.
     pub keys: usize,
+    /// Clocks that hold too many keys now.
+    pub overflowing: usize,
+    /// Rows refused because of it, ever, once per key set.
+    pub refused: u64,
     /// Rough bytes of state, keys included.
     pub state_bytes: usize,
     /// Rows without a usable event time, ever.

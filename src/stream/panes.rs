@@ -363,7 +363,7 @@ impl PaneStore {
             }
         }
         let members: Vec<&Member> = self.members.iter().filter(|m| m.query.early()).collect();
-        let emitted = emit(&mut self.pool, keys, &members, &evals, Some(batch.values), errors)?;
+        let emitted = emit(&mut self.pool, keys, &members, &evals, Some(batch.values), batch.dark, errors)?;
         if !self.hop {
             return Ok(emitted.into_iter().map(|e| e.rows).collect());
         }
@@ -515,7 +515,9 @@ impl PaneStore {
             jobs.run(&mut self.pool)?;
             let one = [&self.members[member]];
             results.extend(
-                emit(&mut self.pool, keys, &one, &evals, Some(batch.values), errors)?.into_iter().map(|e| e.rows),
+                emit(&mut self.pool, keys, &one, &evals, Some(batch.values), batch.dark, errors)?
+                    .into_iter()
+                    .map(|e| e.rows),
             );
             scratch.into_iter().for_each(|slot| self.pool.release(slot));
         }
@@ -578,7 +580,7 @@ impl PaneStore {
         closing.jobs.run(&mut self.pool)?;
         evals.sort(keys);
         let members: Vec<&Member> = self.members.iter().collect();
-        let emitted = emit(&mut self.pool, keys, &members, &evals, None, errors)?;
+        let emitted = emit(&mut self.pool, keys, &members, &evals, None, moves.dark, errors)?;
         let mut missing: Vec<Vec<Eval>> = vec![closing.ran_empty; self.members.len()];
         for (i, e) in emitted.into_iter().enumerate() {
             if let Some(kept) = &e.kept {

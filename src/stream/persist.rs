@@ -1,7 +1,7 @@
 //! State out and in: keyed records of what changed, and their way back.
 //!
 //! Keys: `p` store, pane start, key bytes · `s` store, key bytes · `l` store: what its records hold · `c` clock name · `n`
-//! record counts. A value is `[version][crc32 of body and key][body]`. States are told apart by aggregate fingerprint, so a store
+//! record counts · `k` live until, chunk, clock name: hashes of live keys. A value is `[version][crc32 of body and key][body]`. States are told apart by aggregate fingerprint, so a store
 //! survives that one of its queries is added or removed; records of stores that no query has any more are deleted by the next checkpoint. Malformed
 //! bytes are an error: everything is decoded before anything is applied, and a panic of the row decoder is caught here.
 
@@ -490,10 +490,27 @@ impl Engine {
                 value.u64(print);
                 value.int(until);
             }
+            if let Some((over, refused_until, episodes)) = self.budget.standing(id as u32) {
+                value.u8(u8::from(over));
+                value.int(refused_until);
+                value.u64(episodes);
+            }
             let mut key = vec![b'c'];
             key.extend_from_slice(clock.name.as_bytes());
             let value = value.done(&key);
             out.insert(key, Some(value));
+        }
+        for (clock, until, chunk, hashes) in self.budget.take_changes() {
+            let mut key = vec![b'k'];
+            key.extend_from_slice(&until.to_be_bytes());
+            key.extend_from_slice(&chunk.to_be_bytes());
+            key.extend_from_slice(self.clocks.list[clock as usize].name.as_bytes());
+            let value = (!hashes.is_empty()).then(|| {
+                let mut value = Out::new();
+                hashes.iter().for_each(|hash| value.u64(*hash));
+                value.done(&key)
+            });
+            out.insert(key, value);
         }
         if !out.is_empty() {
             let clocks = self.clocks.list.iter().filter(|c| c.high != NEVER || c.watermark != NEVER).count();
@@ -514,6 +531,7 @@ impl Engine {
             self.layouts_saved[at] = false;
         }
         self.clocks.list.iter_mut().for_each(|c| c.dirty = true);
+        self.budget.mark_all_dirty();
     }
 
     fn touch_all(&mut self, at: usize) {
@@ -544,11 +562,28 @@ impl Engine {
                 for _ in 0..input.count()? {
                     known.insert(input.u64()?, input.int()?);
                 }
+                let standing = match input.0 {
+                    [] => None,
+                    _ => Some((input.u8()? != 0, input.int()?, input.u64()?)),
+                };
                 let id = self.clocks.id(name);
+                if let Some(standing) = standing {
+                    self.budget.restore_standing(id, standing);
+                }
                 let clock = &mut self.clocks.list[id as usize];
                 (clock.high, clock.watermark, clock.finished, clock.dirty) = (high, watermark, finished, false);
                 self.restoring.known.insert(id, known);
                 self.restoring.clocks += 1;
+                Ok(())
+            }
+            b'k' => {
+                let (until, rest) = rest.split_first_chunk::<8>().ok_or_else(|| damaged("a key"))?;
+                let (chunk, name) = rest.split_first_chunk::<4>().ok_or_else(|| damaged("a key"))?;
+                let name = std::str::from_utf8(name).map_err(|_| damaged("a clock name"))?;
+                let (hashes, []) = input.0.as_chunks::<8>() else { return Err(damaged("hashes of keys")) };
+                let hashes = hashes.iter().map(|h| u64::from_be_bytes(*h)).collect();
+                let clock = self.clocks.id(name);
+                self.budget.restore(clock, i64::from_be_bytes(*until), u32::from_be_bytes(*chunk), hashes);
                 Ok(())
             }
             b'n' => {
@@ -631,6 +666,7 @@ impl Engine {
     pub fn finish_restore(&mut self) -> Result<(), RestoreError> {
         let mut restoring = std::mem::take(&mut self.restoring);
         self.restoring.foreign = std::mem::take(&mut restoring.foreign);
+        self.budget.restored();
         let mut missing = self.missing(&restoring);
         for (at, hash, key, body) in std::mem::take(&mut restoring.waiting) {
             let done = match restoring.layouts.get(&(at, hash)) {

@@ -18,6 +18,7 @@ use datafusion::common::ScalarValue;
 use crate::clock::Micros;
 
 use crate::stream::Error;
+use crate::stream::budget::Dark;
 use crate::stream::checkpoint::Dirty;
 use crate::stream::compact::Codec;
 use crate::stream::emit::{self, Eval, Evals, Member, emit, taken};
@@ -86,9 +87,14 @@ impl Session {
         }
     }
 
-    /// Puts a row where it belongs: after what the watermark has passed, by time. Says where that is.
-    fn insert(&mut self, item: Item, watermark: Micros) -> usize {
+    /// Puts a row where it belongs: after what the watermark has passed, by time. Says where that is. Of more than `most` rows
+    /// after the watermark, the first half is taken as passed: no row may come between them any more, and no marker.
+    fn insert(&mut self, item: Item, watermark: Micros, most: usize) -> usize {
         self.seal(watermark);
+        let pending = self.items.len() - self.sealed;
+        if pending >= most {
+            self.sealed += pending.div_ceil(2);
+        }
         let at = if item.time <= watermark {
             self.sealed
         } else {
@@ -186,6 +192,8 @@ enum Change {
 
 pub(super) struct SessionStore {
     gap: Micros,
+    /// The most rows after the watermark that a session keeps apart.
+    most_pending: usize,
     pub(super) key_set: usize,
     pub(super) fingerprint: u64,
     pub(super) members: Vec<Member>,
@@ -223,6 +231,7 @@ pub(super) struct SessionStore {
 /// The parts of a new store that are not state.
 pub(super) struct Shape {
     pub(super) gap: Micros,
+    pub(super) most_pending: usize,
     pub(super) key_set: usize,
     pub(super) fingerprint: u64,
     pub(super) marker: Option<usize>,
@@ -247,6 +256,7 @@ impl SessionStore {
         let parser = converter.parser();
         Ok(Self {
             gap: shape.gap,
+            most_pending: shape.most_pending,
             key_set: shape.key_set,
             fingerprint: shape.fingerprint,
             members,

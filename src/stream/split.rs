@@ -50,6 +50,12 @@ impl Engine {
                     continue;
                 }
                 b'n' => continue,
+                b'k' => {
+                    let name = std::str::from_utf8(rest.get(12..).unwrap_or_default());
+                    let to = place(name.map_err(|_| damaged("a clock name"))?);
+                    out.get_mut(to).ok_or_else(|| damaged("a clock without a place"))?.push((key, value));
+                    continue;
+                }
                 b'c' => (String::from_utf8(rest.to_vec()).map_err(|_| damaged("a clock name"))?, None),
                 _ => {
                     let (print, group) = rest.split_first_chunk::<8>().ok_or_else(|| damaged("a key"))?;

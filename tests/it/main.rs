@@ -6,6 +6,7 @@
     reason = "a test that cannot go on should say so and fail"
 )]
 
+mod bounds;
 mod commands;
 mod conditions;
 mod decisions;
@@ -13,6 +14,7 @@ mod demo_traffic;
 mod determinism;
 mod end_to_end;
 mod fuzz;
+mod kafka_bounds;
 mod kafka_mock;
 mod kafka_real;
 mod manual;

@@ -20,7 +20,8 @@ fn start(mock: &Mock, topics: &Topics, slot: &str) -> Service {
         checkpoint_interval: Duration::from_millis(200),
         ..ShellConfig::new(mock.settings(), "readiness", slot, topics.clone())
     };
-    Service::start(loaded, shell, listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(), "test").unwrap()
+    let roles = crate::config::Config::default().roles;
+    Service::start(Some((loaded, shell)), &roles, listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(), "test").unwrap()
 }
 
 fn get(service: &Service, path: &str) -> (u16, String) {
@@ -116,4 +117,67 @@ fn what_goes_in_shows_in_the_metrics() {
     let unmatched = metric(&service, "runwarden_unmatched_policies");
     assert!(unmatched < crate::demo::policies::FILES.len() as f64 * 2.0, "{unmatched}");
     service.drain(SOON).unwrap();
+}
+
+/// A process with these roles and no broker anywhere.
+fn without_core(roles: &[Role]) -> Service {
+    let roles = roles.iter().copied().collect();
+    Service::start(None, &roles, listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(), "test").unwrap()
+}
+
+fn role_gauges(service: &Service) -> Vec<f64> {
+    let roles = ["edge", "core", "serve", "channels"];
+    roles.map(|role| metric(service, &format!("runwarden_role_enabled{{role=\"{role}\"}}"))).to_vec()
+}
+
+#[test]
+fn without_core_a_process_needs_no_broker_and_is_ready_at_once() {
+    let service = without_core(&[Role::Serve]);
+    eventually("ready", || reasons(&service).is_empty());
+    assert_eq!(get(&service, "/healthz").0, 200);
+    assert_eq!((get(&service, "/").0, partitions(&service)), (200, 0));
+    assert_eq!(role_gauges(&service), [0.0, 0.0, 1.0, 0.0]);
+    assert!(service.wait(Duration::ZERO).is_none(), "it goes on until it is asked to end");
+    assert_eq!(service.drain(Duration::from_secs(1)).unwrap(), Ended::Drained);
+}
+
+#[test]
+fn without_serve_what_watches_a_process_is_there_and_the_page_says_how_to_get_it() {
+    let service = without_core(&[Role::Edge, Role::Channels]);
+    for path in ["/", "/status.css", "/status.js"] {
+        let (status, body) = get(&service, path);
+        assert_eq!(status, 404, "{path}");
+        assert!(body.contains("role serve is off") && body.contains("[roles] enabled"), "{body}");
+    }
+    for path in ["/metrics", "/healthz", "/readyz", "/status.json"] {
+        assert_eq!(get(&service, path).0, 200, "{path}");
+    }
+    let status: Value = serde_json::from_str(&get(&service, "/status.json").1).unwrap();
+    assert_eq!(status["roles"], serde_json::json!(["edge", "channels"]));
+    assert_eq!(role_gauges(&service), [1.0, 0.0, 0.0, 1.0]);
+}
+
+#[test]
+fn core_alone_owns_partitions_and_shows_no_page() {
+    let topics = Topics { partitions: 1, replication: 1, ..Topics::default() };
+    let mock = Mock::with_topics(&topics).unwrap();
+    let loaded = load::build(&Texts::demo(), load::defaults()).unwrap();
+    let shell = ShellConfig::new(mock.settings(), "roles", "a", topics);
+    let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let service = Service::start(Some((loaded, shell)), &[Role::Core].into(), listener, "test").unwrap();
+    eventually("it owns", || partitions(&service) == 1 && reasons(&service).is_empty());
+    assert_eq!(get(&service, "/").0, 404);
+    service.drain(SOON).unwrap();
+}
+
+#[test]
+fn a_broker_that_is_not_there_keeps_a_process_alive_and_not_ready() {
+    let loaded = load::build(&Texts::demo(), load::defaults()).unwrap();
+    let shell = ShellConfig::new(crate::kafka::ClientSettings::new("127.0.0.1:1"), "g", "a", Topics::default());
+    let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let service = Service::start(Some((loaded, shell)), &[Role::Core, Role::Serve].into(), listener, "test").unwrap();
+    eventually("it says what it waits for", || reasons(&service) == ["kafka"]);
+    assert!(get(&service, "/readyz").1.contains("127.0.0.1:1"), "the address is named");
+    assert_eq!(get(&service, "/healthz").0, 200);
+    assert_eq!(service.drain(Duration::from_secs(10)).unwrap(), Ended::Drained);
 }

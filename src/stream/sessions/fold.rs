@@ -299,8 +299,17 @@ impl SessionStore {
                 jobs.push((s.total, s.items.clone()));
             }
         }
-        let batch =
-            Batch { len: 0, values, times: &[], clocks: &[], before: &[], finished: &[], positions: &[], groups: &[] };
+        let batch = Batch {
+            len: 0,
+            values,
+            times: &[],
+            clocks: &[],
+            before: &[],
+            finished: &[],
+            positions: &[],
+            groups: &[],
+            dark: Dark::default(),
+        };
         self.refold(&batch, jobs)
     }
 }

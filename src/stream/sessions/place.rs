@@ -15,7 +15,7 @@ impl SessionStore {
         log: bool,
         keys: &mut KeySet,
     ) -> bool {
-        let (gap, time) = (self.gap, item.time);
+        let (gap, time, most) = (self.gap, item.time, self.most_pending);
         if watermark != NEVER && time <= watermark.saturating_sub(gap) {
             return false;
         }
@@ -77,13 +77,13 @@ impl SessionStore {
             }
             (Some(a), Some(b)) => {
                 self.absorb(group, a, b, watermark);
-                self.groups[group as usize].open[a].insert(item, watermark);
+                self.groups[group as usize].open[a].insert(item, watermark, most);
                 (a, None)
             }
             (None, Some(b)) => {
                 let s = &mut self.groups[group as usize].open[b];
                 s.start = time;
-                (b, Some(s.insert(item, watermark)))
+                (b, Some(s.insert(item, watermark, most)))
             }
             (Some(a), None) => {
                 let s = &mut self.groups[group as usize].open[a];
@@ -91,7 +91,7 @@ impl SessionStore {
                     self.split_at(group, a, item, watermark, row, log);
                     (a, None)
                 } else {
-                    let at = s.insert(item, watermark);
+                    let at = s.insert(item, watermark, most);
                     s.last = s.last.max(time);
                     s.marked |= marks;
                     (a, Some(at))

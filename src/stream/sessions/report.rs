@@ -28,7 +28,7 @@ impl SessionStore {
                 evals.end(w.group, w.last_row, (s.start, s.end(self.gap)), from);
             }
         }
-        Ok(emit(&mut self.pool, keys, &members, &evals, Some(batch.values), errors)?
+        Ok(emit(&mut self.pool, keys, &members, &evals, Some(batch.values), batch.dark, errors)?
             .into_iter()
             .map(|e| e.rows)
             .collect())
@@ -138,7 +138,9 @@ impl SessionStore {
             self.refold(batch, jobs)?;
             let one = [&self.members[member]];
             results.extend(
-                emit(&mut self.pool, keys, &one, &evals, Some(batch.values), errors)?.into_iter().map(|e| e.rows),
+                emit(&mut self.pool, keys, &one, &evals, Some(batch.values), batch.dark, errors)?
+                    .into_iter()
+                    .map(|e| e.rows),
             );
         }
         for (slot, _) in temps.into_values() {
@@ -173,7 +175,7 @@ impl SessionStore {
         }
         evals.sort(keys);
         let members: Vec<&Member> = self.members.iter().collect();
-        for (i, e) in emit(&mut self.pool, keys, &members, &evals, None, errors)?.into_iter().enumerate() {
+        for (i, e) in emit(&mut self.pool, keys, &members, &evals, None, moves.dark, errors)?.into_iter().enumerate() {
             if let Some(kept) = &e.kept {
                 let missing: Vec<Eval> = (0..evals.list.len())
                     .filter(|n| kept.binary_search(&(*n as u32)).is_err())
