@@ -20,6 +20,8 @@ use super::model::{Policy, Status};
 use super::names::names;
 use super::reach::{Reach, Witness};
 
+use pairs::Member;
+
 mod coincide;
 mod pairs;
 mod rules;
@@ -123,7 +125,8 @@ pub fn conflicts_with<'p>(active: impl IntoIterator<Item = &'p Policy>, candidat
 
 /// What is found about one pair.
 struct Found {
-    reasons: Vec<String>,
+    /// The first, by the limits or actions that contradict.
+    reasons: BTreeMap<(u32, u32), String>,
     more: usize,
     action: &'static str,
     witness: Witness,
@@ -204,7 +207,7 @@ impl<'p> Engine<'p> {
             .into_iter()
             .filter_map(|((conflict_type, a, b), found)| {
                 let (a, b) = (policy(a)?, policy(b)?);
-                let mut explanation = found.reasons.join("; ");
+                let mut explanation = found.reasons.into_values().collect::<Vec<_>>().join("; ");
                 if found.more > 0 {
                     explanation.push_str(&format!("; and {} more", found.more));
                 }
@@ -266,24 +269,27 @@ impl<'p> Engine<'p> {
     fn add(
         &mut self,
         of: ConflictType,
-        (a, b): (u32, u32),
+        (a, b): (Member, Member),
         at: Option<Micros>,
         reason: impl FnOnce(&Policy, &Policy) -> String,
         action: &'static str,
     ) {
+        let parts = (a.1, b.1);
+        let (a, b) = (a.0, b.0);
         let class = |n: u32| self.classes.get(n as usize).and_then(|class| self.reaches.get(*class as usize));
         let policy = |n: u32| self.policies.get(n as usize).copied();
         let (Some(reaches), Some(policies)) = (class(a).zip(class(b)), policy(a).zip(policy(b))) else { return };
         if let Some(found) = self.found.get_mut(&(of, a, b)) {
-            if found.reasons.len() < MAX_REASONS {
-                found.reasons.push(reason(policies.0, policies.1));
-            } else {
+            // whichever way the pair is visited, the same reasons are given
+            found.reasons.insert(parts, reason(policies.0, policies.1));
+            if found.reasons.len() > MAX_REASONS {
+                found.reasons.pop_last();
                 found.more += 1;
             }
             return;
         }
         let witness = Witness { at, ..reaches.0.witness(reaches.1) };
-        let reasons = vec![reason(policies.0, policies.1)];
+        let reasons = BTreeMap::from([(parts, reason(policies.0, policies.1))]);
         if !self.full(of) {
             *self.counts.entry(of).or_default() += 1;
             self.found.insert((of, a, b), Found { reasons, more: 0, action, witness });

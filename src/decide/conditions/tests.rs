@@ -164,7 +164,7 @@ fn another_version_starts_anew_and_what_is_gone_is_taken_down() {
     let first = watch(&yaml(""));
     let mut entities = Entities::default();
     let beat = event(0, "agent.heartbeat", "\"agent_id\": \"a\", \"capacity\": 5");
-    assert_eq!(take(&first, &mut entities, &[beat.clone()]), ["+ p a"]);
+    assert_eq!(take(&first, &mut entities, std::slice::from_ref(&beat)), ["+ p a"]);
     assert!(first.settle(&mut entities).is_empty());
     let retired = watch(&yaml("status: RETIRED"));
     assert_eq!(shown(&retired.settle(&mut entities)), ["- p a"]);

@@ -57,8 +57,7 @@ pub fn plan(
 ) -> Result<Expr, (String, Option<String>)> {
     let mut ast = sql::parse(expression).map_err(|message| (message, None))?;
     let kinds = sql::fields(&ast).map_err(|(message, help)| (message, Some(help)))?;
-    // the visitor never breaks
-    let _: ControlFlow<()> = visit_expressions_mut(&mut ast, |part| {
+    let visited = visit_expressions_mut(&mut ast, |part| {
         if let Some(name) = sql::name(part) {
             let full = canonical(&name);
             let attribute = kinds.get(&name).and_then(|(data_type, _)| data_type.clone()).unwrap_or(DataType::Utf8);
@@ -67,8 +66,9 @@ pub fn plan(
                 *part = Ast::Identifier(Ident::with_quote('"', column(input)));
             }
         }
-        ControlFlow::Continue(())
+        ControlFlow::<()>::Continue(())
     });
+    debug_assert!(visited.is_continue(), "the visitor never breaks");
     let said = |e: DataFusionError| (e.find_root().strip_backtrace(), None);
     let expr =
         state.create_logical_expr_from_sql_expr(ExprWithAlias { expr: ast, alias: None }, schema).map_err(said)?;

@@ -41,13 +41,16 @@ pub fn name(expr: &Expr) -> Option<String> {
     }
 }
 
+/// Names, with the type of the literals they are compared with and the column in the expression.
+pub type Named = BTreeMap<String, (Option<DataType>, u64)>;
+
 /// The columns an expression names, as written: of each the type of the literals it is compared with, if any, and where in the
 /// expression it stands first, from 1.
 ///
 /// # Errors
 /// What is no plain expression, or compares one name with literals of two types; and what to do.
-pub fn fields(expr: &Expr) -> Result<BTreeMap<String, (Option<DataType>, u64)>, (String, String)> {
-    let mut found: BTreeMap<String, (Option<DataType>, u64)> = BTreeMap::new();
+pub fn fields(expr: &Expr) -> Result<Named, (String, String)> {
+    let mut found = Named::new();
     let wrong = visit_expressions(expr, |part| {
         if matches!(part, Expr::Subquery(_) | Expr::InSubquery { .. } | Expr::Exists { .. }) {
             let help = "a condition sees one run, agent and task; write a metric, and read run.utilization.<metric>";

@@ -223,7 +223,7 @@ fn what_cannot_be_a_condition_is_refused_with_place_and_help() {
     ] {
         let found = faults(&condition);
         assert_eq!(found.len(), 1, "{condition}: {found:#?}");
-        assert!(found[0].starts_with("test.yaml:3:") && found[0].contains(&expected), "{condition}: {found:#?}");
+        assert!(found[0].starts_with("test.yaml:3:") && found[0].contains(expected), "{condition}: {found:#?}");
     }
     let deep = format!("{}run.total_tokens > 1{}", "(".repeat(300), ")".repeat(300));
     assert!(faults(&sql(&deep))[0].contains("cannot be read"));

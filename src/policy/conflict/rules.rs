@@ -155,7 +155,7 @@ impl<'p> Engine<'p> {
     ) {
         let mode = |m: Member| self.policy(m).map(|p| p.enforcement_mode);
         let (a, b) = if (mode(a), a.0) <= (mode(b), b.0) { (a, b) } else { (b, a) };
-        self.add(of, (a.0, b.0), at, reason, action);
+        self.add(of, (a, b), at, reason, action);
     }
 
     /// Same metric, limit type, scope and enforcement, equal precedence, different `max`, and a strategy that cannot order them:
@@ -192,7 +192,7 @@ impl<'p> Engine<'p> {
                     a.conflict_strategy
                 )
             };
-            engine.add(of, (a.0, b.0), at, reason, ORDER_THEM);
+            engine.add(of, (a, b), at, reason, ORDER_THEM);
         });
     }
 
@@ -295,7 +295,7 @@ impl<'p> Engine<'p> {
                     )
                 }
             };
-            engine.add(of, (a.0, b.0), at, reason, REPLACE);
+            engine.add(of, (a, b), at, reason, REPLACE);
         });
     }
 
@@ -349,7 +349,7 @@ impl<'p> Engine<'p> {
                     format!("Policy '{}' would {one} what '{}' would {other}; {together}", a.name, b.name)
                 }
             };
-            engine.add(of, (a.0, b.0), at, reason, PART_CONDITIONS);
+            engine.add(of, (a, b), at, reason, PART_CONDITIONS);
         });
     }
 }
