@@ -232,7 +232,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Limits that FAIL_CLOSED cannot order and that can meet on one run or group.
+    /// Limits that FAIL_CLOSED cannot order and that can meet on one run or group. A warning: that such terms stop the run is
+    /// what the strategy is for; only other maxima of one limit type are a BLOCKING conflict.
     fn ambiguities(&mut self, policies: &[Policy]) {
         let mut rivals: BTreeMap<Kind<'_>, Vec<(&Policy, &Limit)>> = BTreeMap::new();
         for policy in policies.iter().filter(|p| p.counts()) {
@@ -256,7 +257,7 @@ impl Checker<'_> {
                     found += 1;
                     if found > MAX_AMBIGUITIES {
                         let text = format!("more than {MAX_AMBIGUITIES} pairs are ambiguous under FAIL_CLOSED");
-                        return self.add(Severity::Error, "", Place::default(), text, None);
+                        return self.add(Severity::Warning, "", Place::default(), text, None);
                     }
                     let text = format!(
                         "policy {}, limit {}: ambiguous under FAIL_CLOSED with {}/{} ({}:{}): both {enforcement} {} at precedence {precedence} \
@@ -270,7 +271,7 @@ impl Checker<'_> {
                         quoted(metric)
                     );
                     let help = Some("give them different precedences, or equal max, near and action".to_owned());
-                    self.add(Severity::Error, &first.file, limit.place, text, help);
+                    self.add(Severity::Warning, &first.file, limit.place, text, help);
                 }
             }
         }

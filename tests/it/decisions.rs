@@ -355,6 +355,7 @@ limits:
     assert!(kinds(&said).iter().all(|k| k.ends_with("STANDARD")), "{:?}", kinds(&said));
 }
 
+/// Limits that differ in what FAIL_CLOSED compares, but not in `max`: those the conflict check would refuse.
 const AMBIGUOUS: &str = "
 id: one
 name: One
@@ -371,7 +372,7 @@ conflict_strategy: FAIL_CLOSED
 scope: {who: AGENT, ids: [a]}
 active: {from: 2020-01-01T00:00:00Z, until: 2026-01-05T06:00:00Z}
 limits:
-  - {id: tokens, limit_type: TOKENS_PER_RUN, metric: run_tokens, max: 200}
+  - {id: tokens, limit_type: TOKENS_PER_RUN, metric: run_tokens, max: 100, near: 0.5}
 ---
 id: wide
 name: Wide
@@ -389,7 +390,7 @@ conflict_strategy: FAIL_CLOSED
 active: {from: 2020-01-01T00:00:00Z}
 scope: {who: API_KEY}
 limits:
-  - {id: pace, limit_type: REQUESTS, metric: api_key_requests_1m, max: 20, on_breach: PAUSE}
+  - {id: pace, limit_type: REQUESTS, metric: api_key_requests_1m, max: 10, on_breach: KILL}
 ";
 
 #[test]

@@ -109,7 +109,7 @@ fn an_ambiguity_that_is_no_contradiction_of_maxima_is_found_too() {
     let findings = found(&yaml, false);
     assert_eq!(findings.len(), 1);
     assert!(
-        findings[0].starts_with("p.yaml:7:3: error: ")
+        findings[0].starts_with("p.yaml:7:3: warning: ")
             && findings[0].contains("ambiguous under FAIL_CLOSED with b/l (p.yaml:14)"),
         "{findings:?}"
     );

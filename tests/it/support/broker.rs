@@ -19,7 +19,9 @@ use runwarden::kafka::{ClientSettings, Topics};
 /// A broker for the tests of this process to share, if there is one.
 pub fn shared() -> Option<String> {
     static SHARED: OnceLock<Option<Mutex<Broker>>> = OnceLock::new();
-    if let Ok(brokers) = std::env::var("RUNWARDEN_TEST_BROKERS") {
+    if let Ok(brokers) = std::env::var("RUNWARDEN_TEST_BROKERS")
+        && !brokers.is_empty()
+    {
         return Some(brokers);
     }
     let broker = SHARED.get_or_init(|| Broker::start_with(SWEEP_OFTEN).map(Mutex::new));
@@ -62,7 +64,7 @@ impl Broker {
     }
 
     fn start_with(settings: &str) -> Option<Self> {
-        let home = PathBuf::from(std::env::var_os("RUNWARDEN_TEST_KAFKA_HOME")?);
+        let home = PathBuf::from(std::env::var_os("RUNWARDEN_TEST_KAFKA_HOME").filter(|home| !home.is_empty())?);
         let jars = format!("{}/*", home.join("libs").display());
         let dir = tempfile::tempdir().unwrap();
         let (port, controller) = (free_port(), free_port());
@@ -168,7 +170,7 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the nodes; `None` without jars.
     pub fn start() -> Option<Self> {
-        let home = PathBuf::from(std::env::var_os("RUNWARDEN_TEST_KAFKA_HOME")?);
+        let home = PathBuf::from(std::env::var_os("RUNWARDEN_TEST_KAFKA_HOME").filter(|home| !home.is_empty())?);
         let dir = tempfile::tempdir().unwrap();
         let leash = Command::new("sh")
             .args([
