@@ -435,6 +435,12 @@ impl Partition {
             if !around.tenants.contains(tenant) {
                 around.tenants.insert(tenant.into());
             }
+            // also by rows without a run: a tenant may send nothing else
+            self.runs.expire(tenant, clock);
+            for (tenant, run) in self.runs.take_denied() {
+                let row = u32::try_from(row).unwrap_or(u32::MAX);
+                around.denials.push_back(Denial { row, tenant, run, time, why: None });
+            }
             let fields = fields.map(|c| intake::get(c, row));
             let Some(run_id) = intake::get(runs, row) else {
                 around.run_sets.push(u32::MAX);
@@ -445,11 +451,6 @@ impl Partition {
             };
             let event_type = intake::get(types, row).unwrap_or_default();
             let seen = Seen { tenant, run: run_id, event_type, time, fields };
-            self.runs.expire(tenant, clock);
-            for (tenant, run) in self.runs.take_denied() {
-                let row = u32::try_from(row).unwrap_or(u32::MAX);
-                around.denials.push_back(Denial { row, tenant, run, time, why: None });
-            }
             let (bound, run) = self.runs.observe(seen, &snapshot);
             if let Some(before) = run.before.take()
                 && let Ok(row) = u32::try_from(row)

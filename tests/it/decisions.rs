@@ -599,3 +599,20 @@ fn ambiguous_and_timed_terms_decide_the_same_for_any_cut_and_restart() {
         crate::support::assert_same(&decided(&settings, &rows, cut, restart), &whole, &format!("cut {cut}, {restart}"));
     }
 }
+
+#[test]
+fn a_tenant_that_sends_nothing_but_heartbeats_forgets_its_runs_too() {
+    let mut desk = Desk::new(RUN_TOKENS);
+    desk.telemetry(0, &[step_of(0, "r", 1)]);
+    let before = desk.core.take_changes();
+    let run: Vec<Vec<u8>> = before.into_iter().map(|c| c.key).filter(|k| k.ends_with(b"r")).collect();
+    assert!(!run.is_empty(), "the run is state");
+    let two_days = 2 * 24 * 3600;
+    let heartbeat = event(two_days, "agent.heartbeat", json!({"agent_id": "a", "anomaly_score": 0.1}));
+    desk.telemetry(two_days, &[heartbeat]);
+    let gone: Vec<Vec<u8>> =
+        desk.core.take_changes().into_iter().filter(|c| c.value.is_none()).map(|c| c.key).collect();
+    for key in run {
+        assert!(gone.contains(&key), "{} stays", String::from_utf8_lossy(&key));
+    }
+}
