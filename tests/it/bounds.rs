@@ -372,7 +372,7 @@ fn what_a_flood_has_left_does_not_slow_the_others() {
     assert!(flooded.windows().stats().keys > 3_000, "{:?}", flooded.windows().stats());
     let calm_alone = least(&mut alone, &quiet, &mut numbers[0]);
     let beside = least(&mut flooded, &quiet, &mut numbers[1]);
-    // the bar is far from what is measured (1.0 to 1.3): work that grows with what others hold would be tens of times as much
+    // far from one: work that grew with what others hold would be tens of times as much
     assert!(beside < calm_alone * 4, "{calm_alone:?} alone, {beside:?} beside what a flood left");
 }
 
