@@ -16,7 +16,7 @@ use runwarden::config::Config;
 use runwarden::decide::records::Decision;
 use runwarden::demo::traffic::{self, Traffic};
 use runwarden::kafka::client::Isolation;
-use runwarden::kafka::produce::Producer;
+use runwarden::kafka::produce::{Producer, Send};
 use runwarden::kafka::reader::{Ends, OwnedRecord, Reader, read_topic};
 use runwarden::kafka::{ClientSettings, Topics};
 use runwarden::pipeline::simulate::Simulation;
@@ -443,25 +443,27 @@ fn until_end_on_six_partitions_is_what_a_simulation_says() {
     until_end_equals_simulate("until-end-6", 6);
 }
 
-/// Replays under keys that misplace most records; gives what was said and what a simulation says.
-fn until_end_on_misplaced_records(test: &str, key: &str) -> Option<(Vec<Said>, Vec<Said>)> {
+/// Sends the telemetry so that at least `share` of it is misplaced; gives what was said and what a simulation says.
+fn until_end_on_misplaced_records(test: &str, send: impl FnOnce(&Site), share: f64) -> Option<(Vec<Said>, Vec<Said>)> {
     // the order between partitions is nobody's promise, so nothing may be late here
     let site = Site::new(test, 6, "allowed-lateness = \"2h\"")?;
     let wanted = site.oracle();
-    site.replay(key);
+    send(&site);
     site.done(&["run", "--until-end", "--config"]);
-    let moved = site.read(&site.topics.repartition).len();
-    assert!(moved > site.lines.len() / 2, "only {moved} of {} were misplaced", site.lines.len());
+    let (moved, all) = (site.read(&site.topics.repartition).len(), site.lines.len());
+    assert!(moved as f64 > all as f64 * share, "only {moved} of {all} were misplaced");
     assert!(site.read(&site.topics.dead_letter).is_empty());
     let found = site.said();
     assert_same(&orderless(&found), &orderless(&wanted), "levels and interventions");
-    println!("keyed by {key}: {moved} of {} moved", site.lines.len());
+    println!("{test}: {moved} of {all} moved");
     Some((found, wanted))
 }
 
 #[test]
 fn until_end_on_records_keyed_by_run_says_of_each_run_what_a_simulation_says() {
-    let Some((found, wanted)) = until_end_on_misplaced_records("keyed-by-run", "run") else { return };
+    let Some((found, wanted)) = until_end_on_misplaced_records("keyed-by-run", |site| site.replay("run"), 0.5) else {
+        return;
+    };
     // a run's own order is kept, and with it every value and id
     let of_runs = |all: &[Said]| texts(all.iter().filter(|s| s.what == "signal" && s.text_of("/scope/kind") == "RUN"));
     assert!(of_runs(&wanted).len() > 30, "only {} signals of runs", of_runs(&wanted).len());
@@ -470,7 +472,26 @@ fn until_end_on_records_keyed_by_run_says_of_each_run_what_a_simulation_says() {
 
 #[test]
 fn until_end_on_records_without_a_key_says_the_same_of_every_limit() {
-    until_end_on_misplaced_records("keyed-by-nothing", "none");
+    until_end_on_misplaced_records("keyed-by-nothing", |site| site.replay("none"), 0.5);
+}
+
+#[test]
+fn until_end_on_records_keyed_by_two_hash_functions_says_the_same_of_every_limit() {
+    // every other record comes from a client that places by CRC-32 of the key, as librdkafka does unless told otherwise
+    let send = |site: &Site| {
+        let producer = Producer::new(&site.client).unwrap();
+        for (n, line) in site.lines.iter().enumerate() {
+            let event: Value = serde_json::from_str(line).unwrap();
+            let key = event["tenant_id"].as_str().unwrap().as_bytes();
+            let crc = crc32fast::hash(key) % site.topics.partitions.unsigned_abs();
+            let partition = (n % 2 == 1).then(|| i32::try_from(crc).unwrap());
+            let topic = &site.topics.telemetry;
+            let record = Send { topic, partition, key: Some(key), payload: Some(line.as_bytes()), ..Send::default() };
+            producer.send_record(record).unwrap();
+        }
+        producer.flush(LONG).unwrap();
+    };
+    until_end_on_misplaced_records("keyed-by-two-hashes", send, 0.25);
 }
 
 #[test]
