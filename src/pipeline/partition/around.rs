@@ -1,0 +1,93 @@
+//! The rows around a decision.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use hashbrown::{HashMap, HashSet};
+
+use crate::clock::{Micros, Wall};
+use crate::pipeline::clocks::Clocks;
+use crate::pipeline::denial::Denial;
+use crate::pipeline::intake::Rows;
+use crate::pipeline::judge::Item;
+use crate::pipeline::runs::{Run, RunKey};
+use crate::telemetry::Batch;
+
+/// What an item's `at` refers to.
+pub(super) struct Around {
+    pub(super) now: Wall,
+    pub(super) batch: Option<Batch>,
+    /// Each row's tenant clock after it.
+    pub(super) clocks: Vec<Micros>,
+    /// Each row's run's limit set.
+    pub(super) run_sets: Vec<u32>,
+    /// Each row's run's agent.
+    pub(super) run_agents: Vec<Option<Arc<str>>>,
+    /// With the event clock: the step's clock at each row.
+    pub(super) row_now: Vec<Micros>,
+    /// Runs whose terms changed inside the batch.
+    pub(super) changed: HashSet<(Box<str>, Box<str>)>,
+    /// What those runs were before the rows that changed them.
+    pub(super) history: HashMap<RunKey, Vec<(u32, Box<Run>)>>,
+    /// Runs to stop, or no longer, because of ambiguous terms; by row.
+    pub(super) denials: VecDeque<Denial>,
+    pub(super) tenants: BTreeSet<Arc<str>>,
+}
+
+impl Around {
+    pub(super) fn none(now: Wall) -> Self {
+        Self {
+            now,
+            batch: None,
+            clocks: Vec::new(),
+            run_sets: Vec::new(),
+            run_agents: Vec::new(),
+            row_now: Vec::new(),
+            changed: HashSet::new(),
+            history: HashMap::new(),
+            denials: VecDeque::new(),
+            tenants: BTreeSet::new(),
+        }
+    }
+
+    /// The run as it was when its window closed, if later rows of the batch changed it.
+    pub(super) fn as_of(&self, item: &Item) -> Option<&Run> {
+        if self.history.is_empty() {
+            return None;
+        }
+        let changes = self.history.get(&(Box::from(&*item.tenant), Box::from(&*item.scope_id)))?;
+        changes.iter().find(|(row, _)| *row > item.at).map(|(_, run)| &**run)
+    }
+
+    /// The step's clock when the item was decided.
+    pub(super) fn now(&self, item: Option<&Item>) -> Wall {
+        item.map_or(self.now, |i| self.now_at(i.at))
+    }
+
+    /// The step's clock at a row.
+    pub(super) fn now_at(&self, row: u32) -> Wall {
+        self.row_now.get(row as usize).map_or(self.now, |at| Wall(*at))
+    }
+
+    pub(super) fn time(&self, item: &Item) -> Option<Micros> {
+        let batch = self.batch.as_ref()?;
+        let row = item.at as usize;
+        (row < batch.rows.num_rows()).then(|| Rows::new(&batch.rows).time.value(row))
+    }
+
+    /// Of the row that crossed; at close of the window as its metric says, since the row that closed it is any.
+    pub(super) fn synthetic(&self, item: &Item) -> bool {
+        if item.closed {
+            return item.is_synthetic.unwrap_or(false);
+        }
+        let Some(batch) = self.batch.as_ref() else { return false };
+        let row = item.at as usize;
+        row < batch.rows.num_rows() && Rows::new(&batch.rows).synthetic(row)
+    }
+
+    /// The tenant's clock when the item was decided.
+    pub(super) fn clock(&self, item: &Item, clocks: &Clocks) -> Micros {
+        let then = self.clocks.get(item.at as usize).copied();
+        then.or_else(|| clocks.highest(&item.tenant).map(|h| h.max(item.window.1))).unwrap_or(item.window.1)
+    }
+}

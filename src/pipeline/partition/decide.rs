@@ -1,0 +1,247 @@
+//! From what the windows gave to what is said: thresholds, levels, and what follows from a level.
+
+use std::sync::Arc;
+
+use crate::clock::Wall;
+use crate::decide::correlation::{self, Entry, Member};
+use crate::decide::interventions::Interventions;
+use crate::decide::levels::{self, Change, Judged, Observation};
+use crate::decide::records::{Decision, Evidence, Kind, Place};
+use crate::decide::signals::{self, Circumstance, Figures};
+use crate::kafka::core::CoreError;
+use crate::pipeline::denial::Denial;
+use crate::pipeline::judge::{self, Item};
+use crate::pipeline::{intake, overflow};
+use crate::policy::{Mode, Scope};
+use crate::stream::Output;
+
+use super::around::Around;
+use super::{Partition, Step, core_error};
+
+impl Partition {
+    /// Takes what the windows gave through the thresholds to the levels, and says what follows.
+    pub(super) fn decide(
+        &mut self,
+        output: Output,
+        around: &mut Around,
+        step: &mut Step,
+        entries: &mut Vec<Entry>,
+    ) -> Result<(), CoreError> {
+        let failed = core_error("cannot decide");
+        step.counts.overflow_rows += output.refused.len() as u64;
+        for overflow in &output.overflows {
+            let at = around.row_now.get(overflow.at as usize).map_or(around.now, |at| Wall(*at));
+            let said = overflow::audit(overflow, self.settings.stream.max_live_keys, at);
+            step.decisions.push(Decision::Audit(Box::new(said)));
+        }
+        let mut items = Vec::new();
+        for trace in &output.traces {
+            judge::items(&trace.steps, trace.query, &self.plans[trace.query], false, &mut items)
+                .map_err(|e| failed(&e))?;
+        }
+        for closed in &output.closed {
+            let plan = &self.plans[closed.query];
+            step.counts.closed[closed.query] += closed.rows.num_rows() as u64;
+            judge::items(closed, closed.query, plan, true, &mut items).map_err(|e| failed(&e))?;
+        }
+        for empty in &output.empty {
+            let whole = |tenant: &str, start, at| self.engine.whole(&output, empty.query, tenant, start, at);
+            judge::empty_items(empty, empty.query, &self.plans[empty.query], whole, &mut items);
+        }
+        for (key_set, group) in &output.freed {
+            self.groups.free(*key_set, *group);
+        }
+        if self.settings.finals {
+            step.finals.extend(output.closed.into_iter().map(|c| (c.query, c.rows)));
+        }
+        for item in &mut items {
+            item.limit_set = self.limit_set(item, around);
+        }
+        judge::keep_what_matters(&mut items, &self.plans, &self.limits, &self.levels);
+        if items.is_empty() {
+            return Ok(());
+        }
+        items.sort_by(Item::order);
+        judge::judge(&mut items, &self.plans, &mut self.limits, &mut self.thresholds).map_err(|e| failed(&e))?;
+        for item in items {
+            self.settle_denials(item.at, around, step);
+            let plans = Arc::clone(&self.plans);
+            let plan = &plans[item.metric];
+            let agent = self.agent(plan.scope, &item, around);
+            let seen = Observation {
+                tenant: &item.tenant,
+                metric: &plan.name,
+                shape: plan.shape,
+                scope_id: &item.scope_id,
+                window: item.window,
+                closed: item.closed,
+                run_ended: self.run_ended(plan.scope, &item, around),
+                complete: item.complete,
+                agent: agent.as_deref(),
+                is_synthetic: around.synthetic(&item),
+                value: item.value,
+                judged: item.judged.clone(),
+            };
+            for change in self.levels.observe(&seen) {
+                self.say(change, Some(&item), around, step, entries);
+            }
+        }
+        Ok(())
+    }
+
+    fn limit_set(&mut self, item: &Item, around: &Around) -> u32 {
+        let scope = self.plans[item.metric].scope;
+        let timed = self.limits.timed();
+        let row = if item.closed { None } else { around.time(item) };
+        let at = timed.then(|| row.unwrap_or(item.window.1));
+        if scope != Scope::Run {
+            return self.limits.of_group(scope, &item.tenant, &item.scope_id, at);
+        }
+        if !item.closed
+            && let Some(&set) = around.run_sets.get(item.at as usize)
+        {
+            return set;
+        }
+        match around.as_of(item).or_else(|| self.runs.get(&item.tenant, &item.scope_id)) {
+            Some(run) => self.limits.of_run(&item.tenant, run, at),
+            None => u32::MAX,
+        }
+    }
+
+    /// Orders and ends what ambiguous terms ask for, up to a row: what the row itself decides comes after.
+    pub(super) fn settle_denials(&mut self, until: u32, around: &mut Around, step: &mut Step) {
+        while let Some(denial) = around.denials.pop_front_if(|d| d.row <= until) {
+            let Denial { row, tenant, run, time, why } = denial;
+            match why {
+                Some(why) => {
+                    let issued = self.interventions.deny(&tenant, &run, &why, time, around.now_at(row));
+                    step.decisions.extend(issued.map(|i| Decision::Intervention(Box::new(i))));
+                }
+                None => self.interventions.admit(&tenant, &run),
+            }
+        }
+    }
+
+    fn agent(&self, scope: Scope, item: &Item, around: &Around) -> Option<String> {
+        match scope {
+            Scope::Agent => Some(item.scope_id.to_string()),
+            Scope::Run if !item.closed && (item.at as usize) < around.run_agents.len() => {
+                around.run_agents[item.at as usize].as_deref().map(Into::into)
+            }
+            Scope::Run => {
+                let run = around.as_of(item).or_else(|| self.runs.get(&item.tenant, &item.scope_id))?;
+                run.fields.agent.as_deref().map(Into::into)
+            }
+            _ => None,
+        }
+    }
+
+    fn run_ended(&self, scope: Scope, item: &Item, around: &Around) -> bool {
+        if scope != Scope::Run || !item.closed {
+            return false;
+        }
+        let run = around.as_of(item).or_else(|| self.runs.get(&item.tenant, &item.scope_id));
+        run.is_some_and(|r| r.ends.contains(&item.window.1))
+    }
+
+    fn evidence(&self, item: &Item) -> Evidence {
+        let place = |position| {
+            let (partition, input, offset) = intake::place(position, self.own.partition)?;
+            let topic = self.settings.inputs.of(input).to_string();
+            Some(Place { topic, partition, offset })
+        };
+        Evidence { first: place(item.evidence.0), last: place(item.evidence.1) }
+    }
+
+    /// A change of a level as decisions: the signal, and what follows from it.
+    pub(super) fn say(
+        &mut self,
+        change: Change,
+        item: Option<&Item>,
+        around: &Around,
+        step: &mut Step,
+        entries: &mut Vec<Entry>,
+    ) {
+        let (line, up) = match &change {
+            Change::Raised { line, .. } => (line, None),
+            Change::Ended { line, up, .. } => (line, Some(up)),
+        };
+        let plan = self.plans.iter().find(|p| p.name == line.metric);
+        let window = item.map(|i| i.window).or(up.map(|u| u.window)).unwrap_or_default();
+        let crossing = item.filter(|i| !i.closed).and_then(|i| around.time(i));
+        let at = Circumstance {
+            scope: plan.map_or(Scope::Tenant, |p| p.scope),
+            window,
+            event_time: crossing.unwrap_or(window.1),
+            now: around.now(item),
+            evidence: item.map_or(Evidence { first: None, last: None }, |i| self.evidence(i)),
+            cost_provenance: item.and_then(|i| i.cost_provenance.clone()),
+            complete: item.is_none_or(|i| i.complete),
+            is_synthetic: item.is_some_and(|i| around.synthetic(i)),
+            anomaly: plan.is_some_and(|p| p.anomaly),
+            diverges: match (&change, item) {
+                (Change::Raised { judged, .. }, Some(item)) => diverges(judged, &item.judged),
+                _ => false,
+            },
+        };
+        match change {
+            Change::Raised { line, began, kind, judged } => {
+                let level = levels::cause(&line, began);
+                let figures = Figures {
+                    value: item.and_then(|i| i.value),
+                    utilization: judged.utilization,
+                    overshoot: judged.overshoot,
+                };
+                let signal = signals::raised(&line, kind, &judged.limit, figures, &at);
+                if kind == Kind::Breach {
+                    if judged.limit.intervenes() {
+                        let issued = self.interventions.issue(&signal, level.clone(), at.now);
+                        step.decisions.extend(issued.map(|i| Decision::Intervention(Box::new(i))));
+                    } else if judged.limit.mode == Mode::Audit {
+                        let shadow = Interventions::shadow(&signal, at.now);
+                        step.decisions.push(Decision::Audit(Box::new(shadow)));
+                    }
+                }
+                if judged.limit.mode != Mode::Audit {
+                    let (agent_id, clock) = match item {
+                        Some(i) => (self.agent(at.scope, i, around), around.clock(i, &self.clocks)),
+                        None => (None, at.event_time),
+                    };
+                    entries.push(Entry::Member(Box::new(Member {
+                        signal: signal.clone(),
+                        agent_id,
+                        channels: judged.limit.alerts.channels.clone(),
+                        min_interval: correlation::interval(judged.limit.alerts.min_alert_interval_seconds.into()),
+                        clock,
+                        level,
+                    })));
+                }
+                step.decisions.push(Decision::Signal(Box::new(signal)));
+            }
+            Change::Ended { line, up, reason } => {
+                let value = item.and_then(|i| i.value);
+                let utilization = value.and_then(|v| v.ratio(up.limit.max));
+                let overshoot = value.and_then(|v| v.over(up.limit.max));
+                let figures = Figures { value, utilization, overshoot };
+                let signal = signals::resolved(&line, &up, reason, figures, &at);
+                for began in &up.began {
+                    let level = levels::cause(&line, *began);
+                    self.interventions.release(&line.tenant, &level);
+                    if up.limit.mode != Mode::Audit {
+                        entries.push(Entry::Down(line.tenant.clone(), level));
+                    }
+                }
+                step.decisions.push(Decision::Signal(Box::new(signal)));
+            }
+        }
+    }
+}
+
+/// Whether a shadow limit stands at another level than what is enforced on the same metric and scope.
+fn diverges(shadow: &Judged, all: &[Judged]) -> bool {
+    if shadow.limit.mode != Mode::Audit {
+        return false;
+    }
+    let enforced = all.iter().filter(|j| j.limit.enforcing()).map(|j| j.level).max();
+    enforced.is_some_and(|level| level != shadow.level)
+}
