@@ -1,12 +1,12 @@
 //! From files to the settings of a core: queries, policies, prices. Every fault of every file is collected and reported together.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cli::Failure;
+use crate::cli::unmatched::Policies;
 use crate::clock::Micros;
 use crate::config::{self, Config, micros};
 use crate::decide::{self, correlation};
@@ -133,7 +133,7 @@ pub struct Loaded {
 
 impl Loaded {
     /// The policies that should have an effect, by (tenant, id).
-    pub(super) fn in_force(&self) -> BTreeSet<(Arc<str>, Arc<str>)> {
+    pub(super) fn in_force(&self) -> Policies {
         let active = self.policies.policies().iter().filter(|p| {
             p.status == Status::Active
                 && p.enforcement_mode != Mode::Disabled

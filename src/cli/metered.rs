@@ -3,10 +3,10 @@
 //! Counting stands outside the core, so the core stays a function of its input; steps run again after a restart are not
 //! counted twice.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::cli::unmatched::{Looked, Policies};
 use crate::clock::{Micros, Wall};
 use crate::decide::records::{AlertStatus, Decision, Kind};
 use crate::kafka::core::{Core, CoreError, Input, StateChange, StepInput, StepOutput};
@@ -23,12 +23,12 @@ pub(super) struct Counting {
     /// The metrics in order.
     names: Vec<String>,
     /// Policies in force that no limit set holds so far, by (tenant, id).
-    unmatched: Mutex<BTreeSet<(Arc<str>, Arc<str>)>>,
+    unmatched: Mutex<Policies>,
 }
 
 impl Counting {
     /// `names` are the metrics in order, `policies` those in force by (tenant, id).
-    pub(super) fn new(metrics: Arc<Metrics>, names: Vec<String>, policies: BTreeSet<(Arc<str>, Arc<str>)>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>, names: Vec<String>, policies: Policies) -> Self {
         metrics.unmatched_policies.set(i64::try_from(policies.len()).unwrap_or(i64::MAX));
         Self { metrics, names, unmatched: Mutex::new(policies) }
     }
@@ -40,8 +40,8 @@ pub(super) struct Metered {
     partition: Partition,
     counting: Arc<Counting>,
     gauged: Option<Instant>,
-    /// Limit sets looked at for the policies they hold: how many, of which generation.
-    sets: (usize, u64),
+    /// Limit sets looked at for the policies they hold.
+    looked: Looked,
     /// What the partition has forgotten because of its bounds, as counted.
     forgotten: (u64, u64),
 }
@@ -58,7 +58,7 @@ fn input_label(input: Input) -> labels::Input {
 impl Metered {
     /// Wraps partition `number`.
     pub(super) fn new(number: i32, partition: Partition, counting: Arc<Counting>) -> Self {
-        Self { number, partition, counting, gauged: None, sets: (0, 0), forgotten: (0, 0) }
+        Self { number, partition, counting, gauged: None, looked: Looked::default(), forgotten: (0, 0) }
     }
 
     fn count_input(&self, input: &StepInput<'_>) {
@@ -96,25 +96,13 @@ impl Metered {
 
     /// Takes the policies of new limit sets from those that matched nothing.
     fn match_policies(&mut self) {
-        let (sets, generation) = self.partition.limits().sets();
-        let looked = if generation == self.sets.1 { self.sets.0 } else { 0 };
-        let new = sets.get(looked..).unwrap_or_default();
-        if new.is_empty() {
+        let limits = self.partition.limits();
+        if !self.looked.is_behind(limits) {
             return;
         }
         let mut unmatched = self.counting.unmatched.lock().unwrap_or_else(PoisonError::into_inner);
-        for considered in new.iter().flat_map(|set| &set.ambiguous).flat_map(|a| &a.considered) {
-            unmatched.retain(|(tenant, id)| *tenant != considered.policy_tenant || *id != considered.policy_id);
-        }
-        for limit in new.iter().flat_map(|set| &set.limits) {
-            unmatched.retain(|(tenant, id)| {
-                let gave = limit.contributors.iter().any(|c| c.policy_tenant == *tenant && c.policy_id == *id);
-                !gave && (limit.policy_tenant != *tenant || limit.policy_id != *id)
-            });
-        }
+        self.looked.look(limits, &mut unmatched);
         self.counting.metrics.unmatched_policies.set(i64::try_from(unmatched.len()).unwrap_or(i64::MAX));
-        drop(unmatched);
-        self.sets = (sets.len(), generation);
     }
 
     fn gauge(&mut self) {

@@ -13,6 +13,7 @@ mod run;
 mod service;
 mod simulate;
 mod topics;
+mod unmatched;
 mod watching;
 
 use std::path::PathBuf;

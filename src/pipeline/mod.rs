@@ -21,4 +21,5 @@ mod split;
 pub mod watcher;
 
 pub use intake::{InputNames, Own};
+pub use limits::LimitSets;
 pub use partition::{Counts, Partition, Settings, Step};

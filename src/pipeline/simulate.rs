@@ -15,6 +15,7 @@ use crate::decide::id::rfc3339;
 use crate::decide::records::Decision;
 use crate::kafka::core::{CoreError, Input, InputBatch, Record, StepInput};
 use crate::pipeline::intake::Own;
+use crate::pipeline::limits::LimitSets;
 use crate::pipeline::partition::{Counts, Partition, Settings};
 use crate::policy::Amount;
 use crate::telemetry::DeadLetter;
@@ -86,6 +87,11 @@ impl Simulation {
             self.next += 1;
         }
         self.run(records, false)
+    }
+
+    /// The limit sets so far, to look at.
+    pub fn limits(&self) -> &LimitSets {
+        self.partition.limits()
     }
 
     /// Closes every window and gives the report.

@@ -71,7 +71,7 @@ fn simulate_says_which_rows_of_a_csv_are_broken_and_how_many_rows_were_late() {
     assert_eq!(dead[0]["message"], "the row has 3 cells, the header 6");
     let summary: Value = serde_json::from_slice(&fs::read(folder.0.join("out/summary.json")).unwrap()).unwrap();
     assert_eq!(summary["late"]["api_key_requests_1m"], 1, "{summary}");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("late rows       api_key_requests_1m 1"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("late rows         api_key_requests_1m 1"));
 }
 
 #[test]

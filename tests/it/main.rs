@@ -21,6 +21,7 @@ mod manual;
 mod observability;
 mod real_hour;
 mod sidecar;
+mod simulation;
 mod stream;
 mod support;
 mod telemetry;
