@@ -43,11 +43,17 @@ pub struct Texts {
 impl Texts {
     /// Reads them. `prices` may be missing: then cost is what events report, or unknown.
     pub fn read(queries: &Path, policies: &Path, prices: &Path) -> Result<Self, Failure> {
+        let policies = directory(policies, &["yaml", "yml", "json"])?;
+        Ok(Self { policies, ..Self::without_policies(queries, prices)? })
+    }
+
+    /// Queries and prices only.
+    pub(super) fn without_policies(queries: &Path, prices: &Path) -> Result<Self, Failure> {
         Ok(Self {
             metrics: directory(&queries.join("metrics"), &["sql"])?,
             thresholds: file(&queries.join("decide/thresholds.sql"))?,
             correlation: file(&queries.join("decide/correlation.sql"))?,
-            policies: directory(policies, &["yaml", "yml", "json"])?,
+            policies: Vec::new(),
             prices: if prices.exists() { Some(file(prices)?) } else { None },
         })
     }
@@ -93,6 +99,11 @@ fn file(path: &Path) -> Result<Text, Failure> {
     }
     let text = fs::read_to_string(path).map_err(failed)?;
     Ok((name, text))
+}
+
+/// One file, whatever its extension, or all files below a directory with one of these.
+pub(super) fn files(path: &Path, extensions: &[&str]) -> Result<Vec<Text>, Failure> {
+    if path.is_file() { Ok(vec![file(path)?]) } else { directory(path, extensions) }
 }
 
 /// All files below `path` with one of these extensions, in name order.

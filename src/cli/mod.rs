@@ -12,6 +12,7 @@ mod resize;
 mod run;
 mod service;
 mod simulate;
+mod test;
 mod topics;
 mod unmatched;
 mod watching;
@@ -51,6 +52,8 @@ enum Command {
     Check(CheckArguments),
     /// What a policy set would have done on recorded telemetry; executes nothing
     Simulate(SimulateArguments),
+    /// Runs policy tests: files of events and of what must and must not be decided about them
+    Test(TestArguments),
     /// Produces recorded telemetry into a Kafka topic, at its own pace or faster
     Replay(ReplayArguments),
     /// Creates, describes or resizes the topics of the configuration
@@ -109,6 +112,34 @@ struct CheckArguments {
     /// Print the JSON Schema of policy files, and check nothing
     #[arg(long, conflicts_with_all = ["strict", "print"])]
     schema: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A test is a YAML document:
+  name: A runaway loop is stopped
+  policies: [../policies/runs.yaml]            files or directories, relative to the test's file
+  each: {tenant_id: acme, run_id: r, event_type: run.step}
+  events:
+    - {event_time: 2026-01-05T00:00:00Z, input_tokens: 150000}
+  expect:
+    interventions: [{type: STOP, target: {kind: RUN, id: r}}]
+  never:
+    signals: [{scope: {id: other}}]
+Exit codes: 0 all passed, 1 one failed or is refused.")]
+struct TestArguments {
+    /// Test files (.yaml), or one of them
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Metric queries
+    #[arg(long, value_name = "DIR", default_value = "queries")]
+    queries: PathBuf,
+    /// Prices for events that report no cost
+    #[arg(long, value_name = "FILE", default_value = "config/prices.toml")]
+    prices: PathBuf,
+    /// Print the outcomes as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -278,6 +309,7 @@ pub fn main() -> ExitCode {
         Command::Run(a) => run::main(&a),
         Command::Check(a) => check::main(&a),
         Command::Simulate(a) => simulate::main(&a),
+        Command::Test(a) => test::main(&a),
         Command::Replay(a) => replay::main(&a),
         Command::Topics(a) => topics::main(&a),
     };

@@ -13,6 +13,7 @@
 mod active;
 mod amount;
 mod arbitrate;
+mod case;
 mod check;
 mod condition;
 mod conflict;
@@ -43,6 +44,7 @@ mod testing;
 pub use active::{Active, Day, Hours};
 pub use amount::{Amount, AmountError};
 pub use arbitrate::{Ambiguity, Considered, Contributor, EffectiveLimit, LimitSet, Outcome};
+pub use case::{Case, Expected, What, cases, differences};
 pub use check::{Finding, Severity, check, check_conditions};
 pub use condition::{
     Action, Comparison, Compiled, Condition, Conditions, Entity, Fields, Input, Junction, Origin, Truth,

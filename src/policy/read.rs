@@ -122,6 +122,18 @@ fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
+impl<'f> Reader<'f> {
+    /// Of a file, with what was found so far.
+    pub fn new(file: &'f str, faults: Vec<Fault>) -> Self {
+        Self { file, faults }
+    }
+
+    /// What was found.
+    pub fn into_faults(self) -> Vec<Fault> {
+        self.faults
+    }
+}
+
 impl Reader<'_> {
     pub fn fault(&mut self, at: Place, path: &str, message: String, help: Option<String>) {
         self.faults.push(Fault::new(self.file, at, path, message, help));

@@ -19,6 +19,7 @@ mod kafka_mock;
 mod kafka_real;
 mod manual;
 mod observability;
+mod policy_tests;
 mod real_hour;
 mod sidecar;
 mod simulation;
