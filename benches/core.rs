@@ -14,49 +14,21 @@ use runwarden::kafka::core::{Input, InputBatch, Record, StepInput};
 use runwarden::pipeline::{Own, Partition, Settings};
 use runwarden::telemetry::{Decoder, Origin};
 
-const TENANTS: usize = 100;
-const RUNS: usize = 10_000;
-const POLICIES: usize = 100;
+#[path = "reference/mod.rs"]
+mod reference;
+use reference::{POLICIES, RUNS, TENANTS};
+
 const BATCH: usize = 4_096;
 const WARM: usize = 10;
 const MEASURED: usize = 30;
 
+/// 10,000 events a second.
 fn event(n: usize) -> Vec<u8> {
-    let run = n * 7_919 % RUNS;
-    // 10,000 events a second
-    let micros = 1_800_000_000_000_000 + n as i64 * 100;
-    let mut text = format!(
-        r#"{{"event_id":"e-{n}","event_time":"{}","event_type":"run.step","tenant_id":"tenant-{:03}","run_id":"run-{run:05}","agent_id":"agent-{:02}","api_key_id":"key-{:02}","human_actor_id":"user-{:02}","project_id":"project-{}","provider":"azure","model":"chat-large","input_tokens":{},"output_tokens":{},"cost_usd":0.0{:04},"latency_ms":{}"#,
-        runwarden::telemetry::format_micros(micros),
-        run % TENANTS,
-        run % 24,
-        run % 8,
-        run % 12,
-        run % 3,
-        n % 4_000,
-        n % 700,
-        n % 9_999,
-        20 + n % 9_000,
-    );
-    let pad = 350usize.saturating_sub(text.len() + 15);
-    text.push_str(&format!(r#","error_code":"{}"}}"#, "x".repeat(pad)));
-    text.into_bytes()
-}
-
-fn policies() -> Vec<(String, String)> {
-    let metrics = ["run_tokens", "run_cost_usd", "run_steps", "agent_tokens_1m", "tenant_tokens_5m"];
-    let one = |n: usize| {
-        let metric = metrics[n % metrics.len()];
-        format!(
-            "id: p{n}\nname: P{n}\nenforcement_mode: BLOCK\nlimits:\n  - {{id: l, limit_type: T, metric: {metric}, max: {}}}\n",
-            900_000_000 + n
-        )
-    };
-    vec![("bench.yaml".into(), (0..POLICIES).map(one).collect::<Vec<_>>().join("---\n"))]
+    reference::event(n, 1_800_000_000_000_000 + n as i64 * 100)
 }
 
 fn settings() -> Arc<Settings> {
-    let texts = Texts { policies: policies(), ..Texts::demo() };
+    let texts = Texts { policies: vec![("bench.yaml".into(), reference::policies())], ..Texts::demo() };
     let mut settings = load::build(&texts, load::defaults()).unwrap_or_else(|e| panic!("{e:?}")).settings;
     settings.event_clock = true;
     settings.future_at = Some(Wall(i64::MAX));
