@@ -154,8 +154,16 @@ struct SimulateArguments {
     #[arg(long, value_name = "DIR", default_value = "queries")]
     queries: PathBuf,
     /// Telemetry files (.jsonl, .csv, .parquet); several are merged by event time
-    #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "from_topic", conflicts_with = "from_topic")]
     telemetry: Vec<PathBuf>,
+    /// What the telemetry topic of the configuration holds now, instead of files
+    #[arg(long)]
+    from_topic: bool,
+    /// With --from-topic: records from this time on (RFC 3339, the broker's timestamps)
+    #[arg(long, value_name = "TIME", value_parser = instant, requires = "from_topic")]
+    since: Option<crate::clock::Wall>,
+    #[command(flatten)]
+    config: ConfigArgument,
     /// Where the results go (created if missing)
     #[arg(long, value_name = "DIR")]
     out: PathBuf,

@@ -5,13 +5,14 @@
 
 mod compare;
 mod held;
+mod source;
 mod summary;
 mod table;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufWriter, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -23,13 +24,13 @@ use crate::cli::unmatched::{Looked, Policies};
 use crate::cli::{Failure, SimulateArguments};
 use crate::clock::Wall;
 use crate::decide::records::{Decision, Place};
-use crate::kafka::core::Input;
 use crate::pipeline::Settings;
 use crate::pipeline::simulate::{Report, Simulation};
 use crate::telemetry::Decoder;
-use crate::telemetry::files::{Files, Payload};
+use crate::telemetry::files::Payload;
 
 use self::held::{Orders, Standing};
+use self::source::Recorded;
 use self::summary::Summary;
 
 /// Records handed to the core at once.
@@ -40,13 +41,14 @@ pub(super) fn main(arguments: &SimulateArguments) -> Result<ExitCode, Failure> {
     let now = arguments.now.unwrap_or_else(Wall::now);
     fs::create_dir_all(&arguments.out)
         .map_err(|e| Failure::Reach(format!("cannot create {}: {e}", arguments.out.display())))?;
-    let first = simulate(arguments, &arguments.policies, now)?;
+    let recorded = Recorded::of(arguments)?;
+    let first = simulate(arguments, &recorded, &arguments.policies, now)?;
     let summary = Summary::of(&first);
     write(&arguments.out, &first)?;
     write_json(&arguments.out.join("summary.json"), &summary)?;
     let mut diff = None;
     if let Some(against) = &arguments.against {
-        let second = simulate(arguments, against, now)?;
+        let second = simulate(arguments, &recorded, against, now)?;
         let said = compare::diff(&first, &summary, &second, &Summary::of(&second));
         write_json(&arguments.out.join("diff.json"), &said)?;
         diff = Some(said);
@@ -62,22 +64,20 @@ pub(super) fn main(arguments: &SimulateArguments) -> Result<ExitCode, Failure> {
     if first.report.counts.decoded == 0 {
         return Err(Failure::Invalid(format!(
             "no valid row in {}; {} says why",
-            names(&arguments.telemetry),
+            recorded.name(),
             arguments.out.join("dead-letter.jsonl").display()
         )));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn names(paths: &[PathBuf]) -> String {
-    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
-}
-
 struct Done {
     report: Report,
-    /// Where record n came from.
-    places: Vec<(u32, u64)>,
+    /// Where record n came from: file or topic, partition, line or offset.
+    places: Vec<(u32, i32, i64)>,
+    /// Names of the files, or of the topic.
     files: Vec<String>,
+    from_topic: bool,
     /// The metrics, in the order of the counts.
     metrics: Vec<String>,
     /// Policies in force that matched nothing.
@@ -86,7 +86,7 @@ struct Done {
     orders: Vec<Standing>,
 }
 
-fn simulate(arguments: &SimulateArguments, policies: &Path, now: Wall) -> Result<Done, Failure> {
+fn simulate(arguments: &SimulateArguments, recorded: &Recorded, policies: &Path, now: Wall) -> Result<Done, Failure> {
     let texts = load::Texts::read(&arguments.queries, policies, &arguments.prices)?;
     let loaded = load::build(&texts, load::defaults())?;
     let mut unmatched = loaded.in_force();
@@ -100,14 +100,15 @@ fn simulate(arguments: &SimulateArguments, policies: &Path, now: Wall) -> Result
     let settings = Arc::new(settings);
     let mut simulation = Simulation::new(Arc::clone(&settings)).map_err(Failure::invalid)?;
     let limit = crate::config::Config::default().limits.record_bytes;
-    let mut files = Files::open(&arguments.telemetry, Input::Telemetry as u8, limit).map_err(Failure::unreadable)?;
-    let bar = progress(files.progress().1, &format!("simulating {}", policies.display()));
+    let mut source = recorded.open(limit)?;
+    let from_topic = matches!(recorded, Recorded::Topic(_));
+    let bar = progress(source.progress().1, &format!("simulating {}", policies.display()));
     let (mut places, mut batch) = (Vec::new(), Vec::<Vec<u8>>::with_capacity(BATCH));
     let mut names: Vec<Arc<str>> = Vec::new();
     // by the number of the record: what a reader could not make a record of is refused by the decoder, for this reason
     let mut faults: BTreeMap<usize, String> = BTreeMap::new();
     loop {
-        let record = files.next().map_err(Failure::unreadable)?;
+        let record = source.next()?;
         let ended = record.is_none();
         if let Some(record) = record {
             let file = names.iter().position(|n| *n == record.origin.topic).unwrap_or_else(|| {
@@ -117,7 +118,8 @@ fn simulate(arguments: &SimulateArguments, policies: &Path, now: Wall) -> Result
             if let Payload::Bad(message, _) = record.payload {
                 faults.insert(places.len(), message.to_owned());
             }
-            places.push((u32::try_from(file).unwrap_or(u32::MAX), u64::try_from(record.origin.offset).unwrap_or(0)));
+            let partition = if from_topic { record.origin.partition } else { 0 };
+            places.push((u32::try_from(file).unwrap_or(u32::MAX), partition, record.origin.offset));
             batch.push(match record.payload {
                 Payload::Json(bytes) | Payload::Bad(_, bytes) => bytes.to_vec(),
             });
@@ -125,7 +127,7 @@ fn simulate(arguments: &SimulateArguments, policies: &Path, now: Wall) -> Result
         if batch.len() == BATCH || (ended && !batch.is_empty()) {
             simulation.push(batch.iter().map(Vec::as_slice)).map_err(Failure::invalid)?;
             looked.look(simulation.limits(), &mut unmatched);
-            bar.set_position(files.progress().0);
+            bar.set_position(source.progress().0);
             batch.clear();
         }
         if ended {
@@ -141,13 +143,13 @@ fn simulate(arguments: &SimulateArguments, policies: &Path, now: Wall) -> Result
             letter.message = message;
         }
     }
-    let orders = held_back(arguments, &settings, now, Orders::of(&report.decisions))?;
-    Ok(Done { report, places, files: names, metrics, unmatched, orders })
+    let orders = held_back(recorded, &settings, now, Orders::of(&report.decisions))?;
+    Ok(Done { report, places, files: names, from_topic, metrics, unmatched, orders })
 }
 
 /// Reads the telemetry once more for what the orders would have held back; not at all where there is none.
 fn held_back(
-    arguments: &SimulateArguments,
+    recorded: &Recorded,
     settings: &Settings,
     now: Wall,
     mut orders: Orders,
@@ -155,17 +157,16 @@ fn held_back(
     if orders.is_empty() {
         return Ok(Vec::new());
     }
-    let limit = settings.decoder.max_record_bytes;
-    let mut files = Files::open(&arguments.telemetry, Input::Telemetry as u8, limit).map_err(Failure::unreadable)?;
-    let bar = progress(files.progress().1, "what orders would have held back");
+    let mut source = recorded.open(settings.decoder.max_record_bytes)?;
+    let bar = progress(source.progress().1, "what orders would have held back");
     let mut decoder = Decoder::new(Arc::clone(&settings.decoder));
     let mut count = 0_i64;
-    while let Some(record) = files.next().map_err(Failure::unreadable)? {
+    while let Some(record) = source.next()? {
         record.push(&mut decoder, count, now);
         count += 1;
         if count % BATCH as i64 == 0 {
             orders.observe(&decoder.finish().batch);
-            bar.set_position(files.progress().0);
+            bar.set_position(source.progress().0);
         }
     }
     orders.observe(&decoder.finish().batch);
@@ -183,14 +184,15 @@ pub(super) fn progress(total: u64, what: &str) -> ProgressBar {
     ProgressBar::new(total).with_style(style).with_message(what.to_owned())
 }
 
-/// Replaces sequence numbers by file and line in the evidence.
-fn name_places(report: &mut Report, places: &[(u32, u64)], files: &[String]) {
+/// Replaces sequence numbers by file and line, or partition and offset, in the evidence.
+fn name_places(report: &mut Report, places: &[(u32, i32, i64)], files: &[String]) {
     let name = |place: &mut Option<Place>| {
         let Some(place) = place else { return };
         let at = usize::try_from(place.offset).ok().and_then(|n| places.get(n));
-        if let Some((file, line)) = at {
+        if let Some((file, partition, line)) = at {
             place.topic = files.get(*file as usize).cloned().unwrap_or_default();
-            place.offset = i64::try_from(*line).unwrap_or(i64::MAX);
+            place.partition = *partition;
+            place.offset = *line;
         }
     };
     for decision in &mut report.decisions {
@@ -216,13 +218,17 @@ fn write(out: &Path, done: &Done) -> Result<(), Failure> {
         lines.entry(file).or_default().push(bytes.map_err(Failure::reach)?);
     }
     for letter in &report.dead {
-        let (file, line) =
+        let (file, partition, line) =
             usize::try_from(letter.origin.offset).ok().and_then(|n| done.places.get(n)).copied().unwrap_or_default();
+        let name = done.files.get(file as usize);
+        let origin = match done.from_topic {
+            true => json!({"topic": name, "partition": partition, "offset": line}),
+            false => json!({"file": name, "line": line}),
+        };
         let value = serde_json::from_slice::<Value>(&letter.value)
             .unwrap_or_else(|_| String::from_utf8_lossy(&letter.value).into_owned().into());
         let record = json!({
-            "reason": letter.reason.as_str(), "message": letter.message,
-            "origin": {"file": done.files.get(file as usize), "line": line}, "value": value,
+            "reason": letter.reason.as_str(), "message": letter.message, "origin": origin, "value": value,
         });
         lines.entry("dead-letter").or_default().push(serde_json::to_vec(&record).map_err(Failure::reach)?);
     }

@@ -24,6 +24,7 @@ pub mod transaction;
 
 mod deadletter;
 mod group;
+pub mod history;
 mod hold;
 mod partition;
 mod restore;

@@ -17,6 +17,8 @@ use super::client::{ClientSettings, Isolation, Logged};
 use super::errors::{Error, is_transient};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for the next record of a partition that has one.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// A record read back, owned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +102,16 @@ impl Reader {
         };
         list.elements().iter().try_for_each(|e| e.error())?;
         Ok(topics.iter().map(offset).collect())
+    }
+
+    /// The first offset of a partition whose broker timestamp is not before `since` (milliseconds); `None`: all are.
+    pub fn first_since(&self, topic: &str, partition: i32, since: i64) -> Result<Option<i64>, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(since))?;
+        let found = self.consumer.offsets_for_times(list, CALL_TIMEOUT)?;
+        let element = found.find_partition(topic, partition);
+        element.as_ref().map_or(Ok(()), |e| e.error())?;
+        Ok(element.and_then(|e| e.offset().to_raw()).filter(|raw| *raw >= 0))
     }
 
     /// The first partition of a topic below `below` at which the group has a committed offset.
@@ -237,6 +249,24 @@ pub enum RangeError {
 }
 
 impl InputQueue {
+    /// The next record; `None` at the end of the partition as it is when reached.
+    pub fn next(&mut self, reader: &Reader) -> Result<Option<OwnedRecord>, KafkaError> {
+        if let Some(ahead) = self.ahead.take() {
+            return Ok(Some(ahead));
+        }
+        let deadline = Instant::now() + SILENCE;
+        loop {
+            match self.queue.poll(Duration::from_millis(50)) {
+                Some(Ok(message)) => return Ok(Some(OwnedRecord::from_message(&message))),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(None),
+                Some(Err(error)) if passing(&error) && Instant::now() < deadline => {}
+                Some(Err(error)) => return Err(error),
+                None if Instant::now() < deadline => reader.serve(),
+                None => return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut)),
+            }
+        }
+    }
+
     /// Reads the records with offsets below `to`; the one at `to - 1` must exist.
     pub fn until(
         &mut self,

@@ -191,7 +191,7 @@ fn extension(path: &Path) -> Option<String> {
 }
 
 /// The event time of a record, if it can be read at a glance.
-fn event_time(record: &[u8]) -> Option<Micros> {
+pub fn event_time(record: &[u8]) -> Option<Micros> {
     #[derive(serde::Deserialize)]
     struct Glance<'a> {
         #[serde(borrow)]

@@ -242,6 +242,37 @@ listen = \"127.0.0.1:0\"
         producer.flush(LONG).unwrap();
     }
 
+    /// What the topic holds gives the windows and signals that the file it was filled from gives.
+    fn simulates_alike_from_file_and_topic(&self) {
+        let at = |name: &str| self.dir.path().join(name).display().to_string();
+        let (queries, prices) = (root().join("queries"), root().join("config/prices.toml"));
+        let common = [
+            "--policies",
+            &at("policies"),
+            "--queries",
+            queries.to_str().unwrap(),
+            "--prices",
+            prices.to_str().unwrap(),
+        ];
+        let simulate = |out: &str, more: &[&str]| {
+            let out = at(out);
+            self.done(&[&["simulate", "--out", &out], common.as_slice(), more].concat());
+            fs::read_to_string(format!("{out}/windows.jsonl")).unwrap()
+        };
+        let file = simulate("of-file", &["--telemetry", "telemetry.jsonl"]);
+        let topic = simulate("of-topic", &["--from-topic", "--config", &at("runwarden.toml")]);
+        assert!(file.lines().count() > 1_000 && file == topic, "final windows of file and topic differ");
+        let signals = |out: &str| {
+            let text = fs::read_to_string(at(out) + "/signals.jsonl").unwrap();
+            let one = |line: &str| Said::new("signal", serde_json::from_str(line).unwrap());
+            texts(text.lines().map(one).collect::<Vec<_>>().iter())
+        };
+        assert_same(&signals("of-topic"), &signals("of-file"), "signals of topic and file");
+        let since = ["--from-topic", "--since", "2100-01-01T00:00:00Z", "--config", &at("runwarden.toml")];
+        let (code, _, errors) = self.run(&[&["simulate", "--out", &at("of-none")], common.as_slice(), &since].concat());
+        assert!(code == Some(1) && errors.contains("no valid row in topic"), "{code:?} {errors}");
+    }
+
     /// Waits until everything on the telemetry topic is processed.
     fn await_read(&self, partitions: i32) {
         let group = format!("{}group", self.topics.telemetry.strip_suffix("runs.telemetry").unwrap());
@@ -431,6 +462,7 @@ fn until_end_equals_simulate(test: &str, partitions: i32) {
     // a second run finds nothing left to do
     site.done(&["run", "--until-end", "--config"]);
     assert_eq!(site.said().len(), found.len(), "a second run says nothing anew");
+    site.simulates_alike_from_file_and_topic();
 }
 
 #[test]
