@@ -83,6 +83,11 @@ pub struct Broker {
     dir: Option<tempfile::TempDir>,
 }
 
+/// The sidecar: this build's, or the one at `RUNWARDEN_BENCH_BINARY`.
+pub fn binary() -> PathBuf {
+    std::env::var_os("RUNWARDEN_BENCH_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_runwarden").into(), PathBuf::from)
+}
+
 fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka")
 }
@@ -154,7 +159,7 @@ impl Site {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_runwarden"));
+        let mut command = Command::new(binary());
         command.current_dir(self.dir.path()).stdin(Stdio::null());
         command
     }
@@ -164,7 +169,7 @@ impl Site {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let log = self.dir.path().join(format!("{slot}-{port}.log"));
         let mut command = Command::new("taskset");
-        command.args(["-c", CORE, env!("CARGO_BIN_EXE_runwarden"), "run", "--config", "runwarden.toml"]);
+        command.args(["-c", CORE]).arg(binary()).args(["run", "--config", "runwarden.toml"]);
         command.env("RUNWARDEN_KAFKA__SLOT", slot).env("RUNWARDEN_HTTP__LISTEN", format!("127.0.0.1:{port}"));
         command.current_dir(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::null());
         let begun = Instant::now();

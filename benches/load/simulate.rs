@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::rig::{Bar, CORE, Row};
+use crate::rig::{self, Bar, CORE, Row};
 
 /// Name, bar in events/s, window and value.
 const METRICS: [(&str, f64, &str); 3] = [
@@ -71,7 +71,9 @@ pub fn simulate(repeat: usize) -> Vec<Row> {
         fs::write(queries.join("metrics/measured.sql"), query(window)).unwrap();
         let begun = Instant::now();
         let out = Command::new("taskset")
-            .args(["-c", CORE, env!("CARGO_BIN_EXE_runwarden"), "simulate", "--policies"])
+            .args(["-c", CORE])
+            .arg(rig::binary())
+            .args(["simulate", "--policies"])
             .arg(at("policies"))
             .arg("--queries")
             .arg(&queries)
