@@ -41,16 +41,21 @@ fn every_sql_example_compiles() {
 
 #[test]
 fn every_policy_example_is_accepted() {
-    let mut examples = 0;
+    let (mut examples, mut tests) = (0, 0);
     for path in ["README.md", "docs/policies.md"] {
         for block in blocks(path, "yaml") {
+            if block.contains("\nexpect:") {
+                let cases = runwarden::policy::cases(path, &block);
+                tests += cases.unwrap_or_else(|e| panic!("{path}: {e:?}\n{block}")).len();
+                continue;
+            }
             let texts = crate::support::texts(&[("example.yaml", &block)]);
             let loaded = runwarden::cli::load::build(&texts, runwarden::cli::load::defaults());
             loaded.unwrap_or_else(|e| panic!("{path}: {e:?}\n{block}"));
             examples += 1;
         }
     }
-    assert!(examples >= 2, "{examples} examples");
+    assert!(examples >= 2 && tests == 1, "{examples} examples, {tests} tests of policies");
 }
 
 #[test]
