@@ -127,8 +127,12 @@ impl Core for State {
             }
         }
         if let Some(every) = self.toy.tick {
-            let due = *self.next_tick.get_or_insert(Wall(input.now.0 + every));
-            if due <= input.now {
+            if self.next_tick.is_none() {
+                self.next_tick = Some(Wall(input.now.0 + every));
+                // state from now on: a checkpoint before the first tick without it would let replayed steps tick at other times
+                self.dirty.insert("\u{1}ticks".into());
+            }
+            if self.next_tick.is_some_and(|due| due <= input.now) {
                 self.ticks += 1;
                 let id = format!("{}/{}", self.partition, self.ticks);
                 outputs.push(out(Topic::Alerts, &id, id.clone().into_bytes()));
