@@ -4,6 +4,7 @@
 //! identify. The comparisons themselves are SQL (`queries/decide/`), so that people can read and change them.
 
 pub mod actions;
+pub mod commands;
 pub mod conditions;
 pub mod correlation;
 pub mod entities;
