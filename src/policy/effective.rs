@@ -36,7 +36,8 @@ impl Snapshot {
         filter: &dyn Fn(&Policy) -> bool,
     ) -> LimitSet {
         let mut candidates = Vec::new();
-        self.collect(&who.within(scope), scope, metrics, at, filter, &mut candidates);
+        let filter = |p: &Policy| filter(p) && !self.suspends(who.tenant, &p.tenant, &p.id);
+        self.collect(&who.within(scope), scope, metrics, at, &filter, &mut candidates);
         settle(candidates)
     }
 
@@ -82,7 +83,8 @@ impl Snapshot {
 }
 
 /// The limits on run-scope metrics under the terms a run is bound to. Each policy counts once, from the snapshot of its own
-/// binding moment: one that bound this run at its start keeps those terms even if its binding was changed since.
+/// binding moment: one that bound this run at its start keeps those terms even if its binding was changed since. Of an
+/// override, the terms in force now decide: it reaches runs that are bound already.
 pub fn effective_run(
     terms: &BoundTerms,
     who: &Who<'_>,
@@ -94,18 +96,23 @@ pub fn effective_run(
             .and_then(|s| s.policy(&policy.tenant, &policy.id))
             .is_some_and(|p| p.binding == binding && p.counts() && p.scope.matches(who))
     };
+    let suspended = |p: &Policy| terms.each_step.suspends(who.tenant, &p.tenant, &p.id);
     let (start, token) = (terms.run_start.as_ref(), terms.first_token.as_ref());
     let mut candidates = Vec::new();
     if let Some(snapshot) = start {
-        let filter = |p: &Policy| p.binding == Binding::RunStart;
+        let filter = |p: &Policy| p.binding == Binding::RunStart && !suspended(p);
         snapshot.collect(who, Scope::Run, metrics, at, &filter, &mut candidates);
     }
     if let Some(snapshot) = token {
-        let filter = |p: &Policy| p.binding == Binding::FirstToken && !bound(start, Binding::RunStart, p);
+        let filter =
+            |p: &Policy| p.binding == Binding::FirstToken && !bound(start, Binding::RunStart, p) && !suspended(p);
         snapshot.collect(who, Scope::Run, metrics, at, &filter, &mut candidates);
     }
     let filter = |p: &Policy| {
-        p.binding == Binding::EachStep && !bound(start, Binding::RunStart, p) && !bound(token, Binding::FirstToken, p)
+        p.binding == Binding::EachStep
+            && !bound(start, Binding::RunStart, p)
+            && !bound(token, Binding::FirstToken, p)
+            && !suspended(p)
     };
     terms.each_step.collect(who, Scope::Run, metrics, at, &filter, &mut candidates);
     settle(candidates)

@@ -27,6 +27,7 @@ mod names;
 mod parameters;
 mod reach;
 mod read;
+mod register;
 mod schema;
 mod scope;
 mod set;
@@ -61,7 +62,12 @@ pub use model::{
 };
 pub use reach::Witness;
 pub use read::parse;
+pub use register::proposals::About;
+pub use register::{
+    Act, By, Change, Effects, Held, Item, Order, Override, OverrideStatus, Proposal, ProposalStatus, Provenance,
+    Refusal, Register, SetInfo, SetOrder, Terms, Toggle, Version,
+};
 pub use schema::{schema, schema_text};
 pub use scope::{Level, Scope, Selector, Subject, Who};
 pub use set::{FileSummary, PolicySet};
-pub use snapshot::{Snapshot, SnapshotError, namespace};
+pub use snapshot::{Snapshot, SnapshotError, Suspension, namespace};

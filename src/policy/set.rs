@@ -100,6 +100,15 @@ impl PolicySet {
         (set, faults)
     }
 
+    /// A set of policies that come from no files; of two with one (tenant, id) the first counts.
+    pub fn of(policies: impl IntoIterator<Item = Policy>) -> Self {
+        let mut found = BTreeMap::new();
+        for policy in policies {
+            found.entry((policy.tenant.clone(), policy.id.clone())).or_insert(policy);
+        }
+        Self { policies: found.into_values().collect(), ..Self::default() }
+    }
+
     /// The policies by tenant and id.
     pub fn policies(&self) -> &[Policy] {
         &self.policies

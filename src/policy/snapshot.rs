@@ -43,6 +43,19 @@ struct Content<P> {
     metrics: BTreeMap<String, String>,
     prices: String,
     settings: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    suspended: Vec<Suspension>,
+}
+
+/// A policy that an override takes out of force (P7): for one tenant, or for all with `*`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Suspension {
+    /// Whose runs and groups are not held to it.
+    pub tenant: Arc<str>,
+    /// Tenant of the policy.
+    pub policy_tenant: Arc<str>,
+    /// The policy.
+    pub policy_id: Arc<str>,
 }
 
 /// The stored form.
@@ -73,7 +86,22 @@ impl Snapshot {
         let mut policies: Vec<Arc<Policy>> = policies.into_iter().map(Arc::new).collect();
         policies.sort_by(|a, b| (&a.tenant, &a.id).cmp(&(&b.tenant, &b.id)));
         policies.dedup_by(|b, a| a.tenant == b.tenant && a.id == b.id);
-        Self::of(Content { policies, metrics, prices: prices.to_owned(), settings: settings.to_owned() })
+        let (prices, settings) = (prices.to_owned(), settings.to_owned());
+        Self::of(Content { policies, metrics, prices, settings, suspended: Vec::new() })
+    }
+
+    /// The same terms, of which these policies are out of force while it lasts.
+    #[must_use]
+    pub fn suspending(self, mut suspended: Vec<Suspension>) -> Self {
+        suspended.sort();
+        suspended.dedup();
+        Self::of(Content { suspended, ..self.content })
+    }
+
+    /// Whether an override takes a policy out of force for a tenant.
+    pub fn suspends(&self, tenant: &str, policy_tenant: &str, policy_id: &str) -> bool {
+        let of = |s: &Suspension| *s.policy_tenant == *policy_tenant && *s.policy_id == *policy_id;
+        self.content.suspended.iter().any(|s| of(s) && (&*s.tenant == "*" || *s.tenant == *tenant))
     }
 
     fn of(content: Content<Arc<Policy>>) -> Self {
@@ -82,6 +110,7 @@ impl Snapshot {
             metrics: content.metrics.clone(),
             prices: content.prices.clone(),
             settings: content.settings.clone(),
+            suspended: content.suspended.clone(),
         };
         let id: Arc<str> = Arc::from(Uuid::new_v5(&namespace(), &canonical(&bare)).to_string());
         let index = Index::build(&content.policies, &id);
@@ -162,8 +191,8 @@ impl Snapshot {
     /// When it is not the JSON of a snapshot, or its content is not what its id says.
     pub fn from_json(json: &str) -> Result<Self, SnapshotError> {
         let stored: Stored<Policy> = serde_json::from_str(json)?;
-        let Content { policies, metrics, prices, settings } = stored.content;
-        let snapshot = Self::new(policies, metrics, &prices, &settings);
+        let Content { policies, metrics, prices, settings, suspended } = stored.content;
+        let snapshot = Self::new(policies, metrics, &prices, &settings).suspending(suspended);
         if *snapshot.id != *stored.snapshot_id {
             return Err(SnapshotError::Changed { claimed: stored.snapshot_id, actual: snapshot.id.to_string() });
         }
