@@ -22,7 +22,8 @@ use self::family::{
     AgesByPartition, CountersByMetric, Family, Family2, Gauges, GaugesByMetric, GaugesByPartition, Names,
 };
 use self::labels::{
-    AlertStatus, DeadLetterReason, Effect, Input, InterventionType, Mode, Output, Role, SignalKind, TransactionOutcome,
+    AlertStatus, CommandStatus, DeadLetterReason, Effect, Input, InterventionType, Mode, Output, Role, SetOutcome,
+    SignalKind, TransactionOutcome,
 };
 
 /// Upper bounds of latency buckets in seconds: 1 ms to 10 s, closest around the bars (20, 40 and 150 ms).
@@ -81,6 +82,14 @@ pub struct Metrics {
     pub uncovered_events: IntCounter,
     /// Policies in force that have matched nothing so far.
     pub unmatched_policies: IntGauge,
+    /// Commands answered by the partitions of this process, by status.
+    pub commands: Family<CommandStatus>,
+    /// Sets of files that this process read, by what became of them.
+    pub policy_sets: Family<SetOutcome>,
+    /// Revision of the policies in force, as followed; 0 before any.
+    pub policy_revision: IntGauge,
+    /// Generation of the set in force, as followed.
+    pub policy_generation: IntGauge,
     /// Records produced, by output topic.
     pub output_records: Family<Output>,
     /// From an event's time to the decision about it. See [`Metrics::observe`].
@@ -197,6 +206,10 @@ impl Metrics {
                 "runwarden_unmatched_policies",
                 "Policies in force that have matched nothing so far",
             )?,
+            commands: Family::register(r, "runwarden_commands_total", "Commands answered")?,
+            policy_sets: Family::register(r, "runwarden_policy_sets_total", "Sets of files read by this process")?,
+            policy_revision: gauge(r, "runwarden_policy_revision", "Revision of the policies in force, 0 before any")?,
+            policy_generation: gauge(r, "runwarden_policy_generation", "Generation of the set of files in force")?,
             output_records: Family::register(r, "runwarden_output_records_total", "Records produced")?,
             event_to_decision: histogram(
                 r,

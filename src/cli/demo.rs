@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use crate::cli::service::{self, Service, Signals};
-use crate::cli::{DemoArguments, Failure, load};
+use crate::cli::governing::SetFiles;
+use crate::cli::service::{self, Governance, Service, Signals};
+use crate::cli::{DemoArguments, Failure, keys, load};
 use crate::clock::Wall;
 use crate::demo::feed::{Feed, Source};
 use crate::demo::screen::{Places, Screen, Style};
@@ -38,13 +39,17 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let log = crate::config::Log { format: crate::config::LogFormat::Human, level: "error".into() };
     crate::logging::init(&log, std::env::var("RUST_LOG").ok().as_deref()).map_err(Failure::invalid)?;
     let signals = Signals::install()?;
-    let loaded = load::build(&load::Texts::demo(), load::defaults())?;
+    let keys = Arc::new(keys::passing()?);
+    let texts = load::Texts::demo();
+    let loaded = load::build(&texts, load::Tuning { keys: Arc::clone(&keys.ring), ..load::defaults() })?;
+    let governance = Governance::Topic { keys, set: SetFiles::new(&texts, "", &loaded), reread: None };
     let topics = Topics { partitions: PARTITIONS, replication: 1, ..Topics::default() };
     let mock = Mock::with_topics(&topics).map_err(Failure::reach)?;
     let client = mock.settings();
     let shell = ShellConfig::new(client.clone(), "runwarden", "demo", topics.clone());
     let (listener, note) = listen(arguments.listen)?;
-    let service = Service::start(Some((loaded, shell)), &crate::config::Config::default().roles, listener, "demo")?;
+    let service =
+        Service::start(Some((loaded, shell, governance)), &crate::config::Config::default().roles, listener, "demo")?;
     let places = Places { http: format!("http://{}", service.address), brokers: mock.bootstrap().to_owned(), note };
     let terminal = std::io::stdout().is_terminal();
     let mut screen = Screen::new(std::io::stdout(), terminal, Style { color: terminal, ..Style::default() }, places);

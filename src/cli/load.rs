@@ -1,45 +1,25 @@
 //! From files to the settings of a core: queries, policies, prices. Every fault of every file is collected and reported together.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cli::Failure;
 use crate::cli::unmatched::Policies;
-use crate::clock::Micros;
 use crate::config::{self, Config, micros};
-use crate::decide::{self, correlation};
+use crate::decide::commands::Keyring;
 use crate::kafka::{ClientSettings, GroupProtocol, ShellConfig, Topics};
-use crate::pipeline::partition::scope_of;
-use crate::pipeline::{InputNames, Settings};
-use crate::policy::{self, LimitStatus, Mode, PolicySet, Scope, Severity, Snapshot, Status};
-use crate::stream;
-use crate::telemetry::{self, Prices};
+use crate::pipeline::InputNames;
+use crate::pipeline::terms;
+pub use crate::pipeline::terms::{Loaded, Text, Texts, Tuning};
+use crate::policy::{LimitStatus, Mode, Snapshot, Status};
 
 /// Deepest folder level read below a directory of queries or policies.
 const MAX_DEPTH: usize = 4;
 /// Largest query, policy or price file.
 const MAX_FILE: u64 = 4 << 20;
 
-/// A text file: (name as shown in errors, content).
-pub type Text = (String, String);
-
-/// The files a core is made from.
-#[derive(Debug, Clone)]
-pub struct Texts {
-    /// `queries/metrics/*.sql`
-    pub metrics: Vec<Text>,
-    /// `queries/decide/thresholds.sql`
-    pub thresholds: Text,
-    /// `queries/decide/correlation.sql`
-    pub correlation: Text,
-    /// `config/policies/**/*.{yaml,yml,json}`
-    pub policies: Vec<Text>,
-    /// `config/prices.toml`; `None`: no price table
-    pub prices: Option<Text>,
-}
-
+/// Reading [`Texts`] from where they are.
 impl Texts {
     /// Reads them. `prices` may be missing: then cost is what events report, or unknown.
     pub fn read(queries: &Path, policies: &Path, prices: &Path) -> Result<Self, Failure> {
@@ -132,48 +112,14 @@ fn walk(path: &Path, extensions: &[&str], depth: usize, found: &mut Vec<PathBuf>
     Ok(())
 }
 
-/// What `build` gives.
-pub struct Loaded {
-    /// For the cores.
-    pub settings: Settings,
-    /// The policies.
-    pub policies: PolicySet,
-    /// What `check` has to say, worst first; without errors.
-    pub findings: Vec<policy::Finding>,
-}
-
-impl Loaded {
-    /// The policies that should have an effect, by (tenant, id).
-    pub(super) fn in_force(&self) -> Policies {
-        let active = self.policies.policies().iter().filter(|p| {
-            p.status == Status::Active
-                && p.enforcement_mode != Mode::Disabled
-                && p.limits.iter().any(|l| l.status == LimitStatus::Active)
-        });
-        active.map(|p| (p.tenant.clone(), p.id.clone())).collect()
-    }
-}
-
-/// Times and bounds, from the configuration.
-pub struct Tuning {
-    /// `[time] allowed-lateness`
-    pub lateness: Micros,
-    /// `[time] idle-timeout`
-    pub idle_timeout: Micros,
-    /// `[time] dedup-horizon` and `[limits] dedup-ids`
-    pub dedup: (Micros, usize),
-    /// `[limits] list-state-bytes`
-    pub state_bytes: usize,
-    /// `[limits] live-keys`
-    pub live_keys: usize,
-    /// `[limits] run-retention`
-    pub run_retention: Micros,
-    /// `[telemetry]` and bounds; prices are added
-    pub telemetry: telemetry::Settings,
-    /// `[topics]`
-    pub inputs: InputNames,
-    /// CloudEvents source.
-    pub source: String,
+/// The policies of a snapshot that should have an effect, by (tenant, id).
+pub(super) fn in_force(snapshot: &Snapshot) -> Policies {
+    let active = snapshot.policies().iter().filter(|p| {
+        p.status == Status::Active
+            && p.enforcement_mode != Mode::Disabled
+            && p.limits.iter().any(|l| l.status == LimitStatus::Active)
+    });
+    active.map(|p| (p.tenant.clone(), p.id.clone())).collect()
 }
 
 /// The default configuration's.
@@ -195,9 +141,20 @@ pub fn tuning(config: &Config) -> Tuning {
             telemetry: config.topics.telemetry.as_str().into(),
             repartition: config.topics.repartition.as_str().into(),
             outcomes: config.topics.outcomes.as_str().into(),
+            commands: config.topics.commands.as_str().into(),
         },
         source: format!("urn:runwarden:{}", config.kafka.group),
+        keys: Arc::new(keyring(config)),
     }
+}
+
+/// The keys of `[[auth.keys]]`.
+pub(super) fn keyring(config: &Config) -> Keyring {
+    let mut keys = Keyring::default();
+    for key in &config.auth.keys {
+        keys.add(key.id.clone(), key.secret.expose().as_bytes(), key.authority);
+    }
+    keys
 }
 
 /// Reads the configuration file and the environment.
@@ -266,124 +223,10 @@ fn host_name() -> String {
         .unwrap_or_else(|| "0".into())
 }
 
-/// What the header of a metric file declares, whether or not the rest compiles.
-fn declared(text: &str) -> Option<(String, Scope, bool)> {
-    let value = |key: &str| {
-        let line = text.lines().map(str::trim).find_map(|l| l.strip_prefix("--")?.trim().strip_prefix(key));
-        line.map(|rest| rest.trim().to_owned())
-    };
-    Some((value("metric:")?, scope_of(stream::Scope::parse(&value("scope:")?)?), true))
-}
-
-/// A fault of a SQL file with its place: the compiler's, or where the name it does not know stands.
-fn placed((file, text): &Text, error: &stream::CompileError) -> String {
-    let place = match (error.line, error.column, &error.clause, unknown_name(text, &error.message)) {
-        (Some(line), Some(column), ..) => format!(":{line}:{column}"),
-        (.., Some((line, column))) => format!(":{line}:{column}"),
-        (_, _, Some(clause), None) => format!(", {clause}"),
-        _ => String::new(),
-    };
-    let help = error.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
-    format!("{file}{place}: {}{help}", error.message)
-}
-
-/// Line and column of the first use of the field that a message says is unknown: of fields inside functions the compiler
-/// does not say where they are.
-fn unknown_name(text: &str, message: &str) -> Option<(usize, usize)> {
-    let (_, rest) = message.split_once("No field named ")?;
-    let end = rest.find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '.' | '"'))).unwrap_or(rest.len());
-    let name = rest.get(..end)?.trim_end_matches('.').replace('"', "");
-    if name.is_empty() {
-        return None;
-    }
-    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("--"));
-    lines.find_map(|(n, line)| line.find(&name).map(|at| (n + 1, line[..at].chars().count() + 1)))
-}
-
 /// Compiles everything. Every fault of every file is in the error.
 pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
-    let mut faults = String::new();
-    let mut fault = |f: &dyn std::fmt::Display| {
-        // writing to a String cannot fail
-        writeln!(faults, "  {f}").unwrap_or_default();
-    };
-    let stream = stream::Settings {
-        lateness: tuning.lateness,
-        max_state_bytes_per_key: tuning.state_bytes,
-        max_live_keys: tuning.live_keys,
-        ..stream::Settings::default()
-    };
-    let compiler = stream::Compiler::new(Arc::clone(&telemetry::schema::SCHEMA), &stream);
-    let (metrics, errors) =
-        stream::parse_metrics(texts.metrics.iter().map(|(n, t)| (n.as_str(), t.as_str())), &compiler);
-    errors.iter().for_each(|e| fault(e));
-    let metrics: Vec<Arc<stream::Metric>> = metrics.into_iter().map(Arc::new).collect();
-    match crate::pipeline::judge::prepare(&texts.thresholds.1) {
-        Err(decide::sql::Error::Compile(e)) => fault(&placed(&texts.thresholds, &e)),
-        Err(e) => fault(&format!("{}: {e}", texts.thresholds.0)),
-        Ok(_) => {}
-    }
-    let members = correlation::compile(&texts.correlation.1);
-    let members = members.map_err(|e| fault(&placed(&texts.correlation, &e))).ok();
-    let prices = match &texts.prices {
-        None => Prices::default(),
-        Some((name, text)) => match Prices::from_toml(text, name) {
-            Ok(prices) => prices,
-            Err(errors) => {
-                errors.iter().for_each(|e| fault(e));
-                Prices::default()
-            }
-        },
-    };
-    let policies = match PolicySet::from_files(&texts.policies) {
-        Ok(set) => Some(set),
-        Err(errors) => {
-            errors.iter().for_each(|e| fault(e));
-            None
-        }
-    };
-    let mut findings = Vec::new();
-    if let Some(set) = &policies {
-        let mut known: Vec<(String, Scope, bool)> = metrics
-            .iter()
-            .map(|m: &Arc<stream::Metric>| (m.name.clone(), scope_of(m.scope), m.query.early()))
-            .collect();
-        // one that does not compile is said above; that its limits name nothing would mislead
-        let declared: Vec<_> = texts.metrics.iter().filter_map(|(_, text)| declared(text)).collect();
-        known.extend(declared.into_iter().filter(|d| metrics.iter().all(|m| m.name != d.0)));
-        findings = policy::check(set, &known, false);
-        let names = metrics.iter().map(|m| m.name.clone());
-        let fields = policy::Fields::new(Arc::clone(&telemetry::schema::SCHEMA), names);
-        findings.extend(policy::check_conditions(set, &fields));
-        findings.sort();
-        findings.iter().filter(|f| f.severity == Severity::Error).for_each(|f| fault(f));
-    }
-    let (Some(policies), Some(correlation), true) = (policies, members, faults.is_empty()) else {
-        return Err(Failure::Invalid(format!("the configuration is refused:\n{}", faults.trim_end())));
-    };
-    let price_text = texts.prices.as_ref().map(|(_, t)| t.as_str()).unwrap_or_default();
-    let snapshot = Snapshot::new(
-        policies.policies().to_vec(),
-        texts.metrics.iter().chain([&texts.thresholds, &texts.correlation]).cloned().collect(),
-        price_text,
-        &format!("{:?}", (tuning.lateness, tuning.idle_timeout, tuning.dedup)),
-    );
-    let telemetry = telemetry::Settings { prices: Arc::new(prices), ..tuning.telemetry };
-    let settings = Settings {
-        metrics,
-        thresholds: texts.thresholds.1.clone(),
-        correlation,
-        snapshot: Arc::new(snapshot),
-        stream,
-        decoder: Arc::new(telemetry),
-        dedup: tuning.dedup,
-        run_retention: tuning.run_retention,
-        idle_timeout: tuning.idle_timeout,
-        inputs: tuning.inputs,
-        source: tuning.source,
-        finals: false,
-        event_clock: false,
-        future_at: None,
-    };
-    Ok(Loaded { settings, policies, findings })
+    terms::build(texts, tuning).map_err(|faults| {
+        let lines: Vec<String> = faults.iter().map(|f| format!("  {f}")).collect();
+        Failure::Invalid(format!("the configuration is refused:\n{}", lines.join("\n")))
+    })
 }

@@ -6,13 +6,16 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::cli::governing::Governed;
+use crate::cli::load;
 use crate::cli::unmatched::{Looked, Policies};
 use crate::clock::{Micros, Wall};
-use crate::decide::records::{AlertStatus, Decision, Kind};
+use crate::decide::records::{AlertStatus, CommandResult, Decision, Kind};
 use crate::kafka::core::{Core, CoreError, Input, StateChange, StepInput, StepOutput};
 use crate::metrics::labels::{self, Label};
 use crate::metrics::{Held, Metrics};
-use crate::pipeline::{Partition, Step};
+use crate::pipeline::{InForce, Partition, Step};
+use crate::policy::Snapshot;
 
 /// How often a partition says what it holds.
 const GAUGE_EVERY: Duration = Duration::from_secs(1);
@@ -20,17 +23,23 @@ const GAUGE_EVERY: Duration = Duration::from_secs(1);
 /// What the partitions of a process count into.
 pub(super) struct Counting {
     metrics: Arc<Metrics>,
-    /// The metrics in order.
-    names: Vec<String>,
     /// Policies in force that no limit set holds so far, by (tenant, id).
     unmatched: Mutex<Policies>,
 }
 
 impl Counting {
-    /// `names` are the metrics in order, `policies` those in force by (tenant, id).
-    pub(super) fn new(metrics: Arc<Metrics>, names: Vec<String>, policies: Policies) -> Self {
-        metrics.unmatched_policies.set(i64::try_from(policies.len()).unwrap_or(i64::MAX));
-        Self { metrics, names, unmatched: Mutex::new(policies) }
+    /// Under `snapshot`.
+    pub(super) fn new(metrics: Arc<Metrics>, snapshot: &Snapshot) -> Self {
+        let counting = Self { metrics, unmatched: Mutex::default() };
+        counting.expect(snapshot);
+        counting
+    }
+
+    /// Other policies are in force: each is unmatched until an event meets it.
+    pub(super) fn expect(&self, snapshot: &Snapshot) {
+        let policies = load::in_force(snapshot);
+        self.metrics.unmatched_policies.set(i64::try_from(policies.len()).unwrap_or(i64::MAX));
+        *self.unmatched.lock().unwrap_or_else(PoisonError::into_inner) = policies;
     }
 }
 
@@ -39,6 +48,12 @@ pub(super) struct Metered {
     number: i32,
     partition: Partition,
     counting: Arc<Counting>,
+    /// The terms to work under; `None`: those the partition was made with.
+    governed: Option<Arc<Governed>>,
+    /// The revision that could not be followed.
+    unfollowed: Option<u64>,
+    /// The metrics in order.
+    names: Vec<String>,
     gauged: Option<Instant>,
     /// Limit sets looked at for the policies they hold.
     looked: Looked,
@@ -57,8 +72,35 @@ fn input_label(input: Input) -> labels::Input {
 
 impl Metered {
     /// Wraps partition `number`.
-    pub(super) fn new(number: i32, partition: Partition, counting: Arc<Counting>) -> Self {
-        Self { number, partition, counting, gauged: None, looked: Looked::default(), forgotten: (0, 0) }
+    pub(super) fn new(
+        number: i32,
+        partition: Partition,
+        counting: Arc<Counting>,
+        governed: Option<Arc<Governed>>,
+    ) -> Self {
+        let names = names(&partition);
+        let (gauged, looked) = (None, Looked::default());
+        Self { number, partition, counting, governed, unfollowed: None, names, gauged, looked, forgotten: (0, 0) }
+    }
+
+    /// Terms that are newer than the partition's and can be taken.
+    fn newer(&self) -> Option<Arc<InForce>> {
+        let in_force = self.governed.as_ref()?.in_force()?;
+        (self.unfollowed != Some(in_force.revision) && self.partition.is_behind(&in_force)).then_some(in_force)
+    }
+
+    fn follow(&mut self) {
+        let Some(in_force) = self.newer() else { return };
+        match self.partition.follow(&in_force) {
+            Ok(()) => {
+                self.names = names(&self.partition);
+                self.looked = Looked::default();
+            }
+            Err(error) => {
+                tracing::error!(%error, partition = self.number, revision = in_force.revision, "cannot work under the policies in force; the ones before stay");
+                self.unfollowed = Some(in_force.revision);
+            }
+        }
     }
 
     fn count_input(&self, input: &StepInput<'_>) {
@@ -78,7 +120,7 @@ impl Metered {
         m.rekeyed.inc_by(step.rekeyed.len() as u64);
         m.uncovered_events.inc_by(step.counts.uncovered);
         m.key_overflow_rows.inc_by(step.counts.overflow_rows);
-        for (query, name) in self.counting.names.iter().enumerate() {
+        for (query, name) in self.names.iter().enumerate() {
             let of = |counts: &[u64]| counts.get(query).copied().unwrap_or(0);
             m.late_rows.get(name).inc_by(of(&step.counts.late));
             m.windows_closed.get(name).inc_by(of(&step.counts.closed));
@@ -108,7 +150,7 @@ impl Metered {
     fn gauge(&mut self) {
         self.gauged = Some(Instant::now());
         let stats = self.partition.windows().stats();
-        let names = self.counting.names.iter().zip(&stats.queries);
+        let names = self.names.iter().zip(&stats.queries);
         let lowest = self.partition.windows().watermarks().map(|(_, watermark, _)| watermark).min();
         let lowest = lowest.filter(|w| *w > Micros::MIN && *w < Micros::MAX);
         let held = Held {
@@ -165,8 +207,30 @@ fn count_decision(m: &Metrics, decision: &Decision) {
                 m.interventions.get(kind, labels::Effect::Shadow).inc();
             }
         }
-        Decision::CommandResult(_) => {}
+        Decision::CommandResult(r) => count_answer(m, r),
+        Decision::Policy(_) => {}
     }
+}
+
+/// The two rules that cannot be switched off are logged by their names (P11).
+fn count_answer(m: &Metrics, r: &CommandResult) {
+    let accepted = r.status == "ACCEPTED";
+    m.commands.get(if accepted { labels::CommandStatus::Accepted } else { labels::CommandStatus::Refused }).inc();
+    let (command, id, reason) = (r.command.as_str(), r.command_id.as_str(), r.reason.as_str());
+    match (command, r.code.as_str()) {
+        (_, "conflict") => tracing::warn!(command, id, reason, "GOV-POL-001_ACTIVATION_BLOCKED"),
+        (_, "dependents") => tracing::warn!(command, id, reason, "GOV-POL-002_DELETION_BLOCKED"),
+        ("policy_set.apply" | "proposal.approve" | "limit.enable", "ok") => {
+            tracing::info!(command, id, "GOV-POL-001_CONFLICT_CHECK_PASSED");
+        }
+        ("policy.delete" | "rule.retire", "ok") => tracing::info!(command, id, "GOV-POL-002_DELETION_ALLOWED"),
+        (_, code) if !accepted => tracing::warn!(command, id, code, reason, "a command was refused"),
+        _ => tracing::info!(command, id, "a command was accepted"),
+    }
+}
+
+fn names(partition: &Partition) -> Vec<String> {
+    partition.metrics().iter().map(|m| m.name.clone()).collect()
 }
 
 impl Core for Metered {
@@ -175,6 +239,9 @@ impl Core for Metered {
     }
 
     fn step(&mut self, input: &StepInput<'_>) -> Result<StepOutput, CoreError> {
+        if !input.replaying {
+            self.follow();
+        }
         let step = self.partition.advance(input)?;
         if !input.replaying {
             self.count_input(input);
@@ -222,7 +289,14 @@ impl Core for Metered {
         self.partition.join(shares)
     }
 
+    fn takes_telemetry(&self) -> bool {
+        self.governed.as_ref().is_none_or(|governed| governed.released() && self.partition.is_governed())
+    }
+
     fn next_deadline(&self) -> Option<Wall> {
-        self.partition.next_deadline()
+        match self.newer() {
+            Some(_) => Some(Wall(0)),
+            None => self.partition.next_deadline(),
+        }
     }
 }

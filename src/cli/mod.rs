@@ -5,6 +5,8 @@
 
 mod check;
 mod demo;
+mod governing;
+mod keys;
 pub mod load;
 mod metered;
 mod replay;

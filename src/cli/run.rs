@@ -1,14 +1,19 @@
 //! `runwarden run`: the sidecar.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use crate::cli::service::{self, Service, Signals};
+use crate::cli::governing::SetFiles;
+use crate::cli::keys::{self, Keys};
+use crate::cli::load::{Loaded, Texts, Tuning};
+use crate::cli::service::{self, Governance, Service, Signals};
 use crate::cli::{Chain, Failure, RunArguments, load};
 use crate::config::{Config, Role};
 use crate::kafka::provision::{Broker, create_and_verify, verify};
 use crate::kafka::{ClientSettings, Ended, Error, Topics};
+use crate::pipeline::terms;
 use crate::policy::Severity;
 
 /// Between two attempts to make sure of the topics.
@@ -36,7 +41,9 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         return alone(&config, listener, &hash);
     }
     let texts = load::texts(&config)?;
-    let mut loaded = load::build(&texts, load::tuning(&config))?;
+    let keys = Arc::new(keys::of(&config)?);
+    let tuning = Tuning { keys: Arc::clone(&keys.ring), ..load::tuning(&config) };
+    let mut loaded = load::build(&texts, tuning.clone())?;
     for finding in &loaded.findings {
         match finding.severity {
             Severity::Note => tracing::info!("{finding}"),
@@ -52,7 +59,11 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     }
     let signals = Signals::install()?;
     let policies = loaded.policies.policies().len();
-    let service = Service::start(Some((loaded, shell)), &config.roles, listener, &hash)?;
+    let governance = match arguments.until_end {
+        true => Governance::Files,
+        false => governance(&config, texts, tuning, keys, &loaded),
+    };
+    let service = Service::start(Some((loaded, shell, governance)), &config.roles, listener, &hash)?;
     tracing::info!(address = %service.address, policies, roles = roles(&config), "runwarden is up");
     let refused = provision(&client, &topics)?;
     let outcome = loop {
@@ -69,6 +80,25 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         }
     };
     ended(outcome)
+}
+
+/// The files of a configuration, offered to the policies topic, now and whenever they change.
+fn governance(config: &Config, texts: Texts, tuning: Tuning, keys: Arc<Keys>, loaded: &Loaded) -> Governance {
+    let root = config.paths.policies.display().to_string();
+    let set = SetFiles::new(&texts, &root, loaded);
+    let config = config.clone();
+    let mut last = texts;
+    let reread = move || {
+        let texts = load::texts(&config)?;
+        if texts == last {
+            return Ok(None);
+        }
+        last = texts;
+        let loaded = load::build(&last, tuning.clone())?;
+        let set = SetFiles::new(&last, &root, &loaded);
+        Ok(Some((set, terms::following(loaded.settings))))
+    };
+    Governance::Topic { keys, set, reread: Some(Box::new(reread)) }
 }
 
 /// A process without the role core: it owns nothing, joins no group and needs no broker.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::cli::Failure;
+use crate::cli::governing::{Governed, Governor, Reread, SetFiles};
+use crate::cli::keys::Keys;
 use crate::cli::load::Loaded;
 use crate::cli::metered::{Counting, Metered};
 use crate::cli::watching::{Sampler, Watching};
@@ -21,7 +24,7 @@ use crate::kafka::core::Core;
 use crate::kafka::{CoreFactory, Ended, Error, Handle, Shell, ShellConfig};
 use crate::metrics::Metrics;
 use crate::metrics::labels::{self, Label as _};
-use crate::pipeline::{Own, Partition};
+use crate::pipeline::{Own, Partition, terms};
 use crate::serve::Health;
 use crate::serve::health::STARTING;
 use crate::serve::http::{self, Views};
@@ -44,18 +47,41 @@ pub(super) struct Service {
     _alone: Option<mpsc::Sender<Result<Ended, Error>>>,
     http: Option<Http>,
     sampler: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+    governor: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+}
+
+/// Whose terms a core works under.
+pub(super) enum Governance {
+    /// Those of the files it was started with (`--until-end`).
+    Files,
+    /// Those of the policies topic; the files are offered to it.
+    Topic {
+        /// To sign with, and to check with.
+        keys: Arc<Keys>,
+        /// The files.
+        set: SetFiles,
+        /// How they are read again.
+        reread: Option<Reread>,
+    },
+}
+
+fn govern(governor: Governor) -> Result<(Arc<AtomicBool>, JoinHandle<()>), Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let thread = std::thread::Builder::new().name("policies".into()).spawn(move || governor.run(&stopped));
+    Ok((stop, thread.map_err(Failure::reach)?))
 }
 
 impl Service {
-    /// Starts everything: HTTP on `listener`, then, given a `core`, the shell. `roles` is what is said to be played; without
-    /// serve there is no status page.
+    /// Starts everything: HTTP on `listener`, then, given a `core`, the shell; `governance` says whose terms it works under. `roles`
+    /// is what is said to be played; without serve there is no status page.
     pub(super) fn start(
-        core: Option<(Loaded, ShellConfig)>,
+        core: Option<(Loaded, ShellConfig, Governance)>,
         roles: &BTreeSet<Role>,
         listener: std::net::TcpListener,
         config_hash: &str,
     ) -> Result<Self, Failure> {
-        let queries = core.iter().flat_map(|(loaded, _)| &loaded.settings.metrics);
+        let queries = core.iter().flat_map(|(loaded, ..)| &loaded.settings.metrics);
         let names: Vec<String> = queries.map(|m| m.name.clone()).collect();
         let queries: Vec<&str> = names.iter().map(String::as_str).collect();
         let metrics = Arc::new(Metrics::register(&Registry::new(), &queries).map_err(Failure::invalid)?);
@@ -68,18 +94,50 @@ impl Service {
         let views = Views::new(Arc::clone(&health), Arc::clone(&metrics), Wall::now).with_roles(roles);
         let (address, http) = serve(listener, views)?;
         let (sender, ended) = mpsc::channel();
-        let Some((loaded, shell)) = core else {
+        let Some((loaded, shell, governance)) = core else {
             health.ready(STARTING);
             let sampler = Some(sample(move |_| health.beat(Wall::now()))?);
             let http = Some(http);
-            return Ok(Self { metrics, address, shell: None, ended, _alone: Some(sender), http, sampler });
+            return Ok(Self {
+                metrics,
+                address,
+                shell: None,
+                ended,
+                _alone: Some(sender),
+                http,
+                sampler,
+                governor: None,
+            });
         };
-        let in_force = loaded.in_force();
-        let settings = Arc::new(loaded.settings);
-        let counting = Arc::new(Counting::new(Arc::clone(&metrics), names, in_force));
+        let counting = Arc::new(Counting::new(Arc::clone(&metrics), &loaded.settings.snapshot));
+        let (settings, governed, governor) = match governance {
+            Governance::Files => (Arc::new(loaded.settings), None, None),
+            Governance::Topic { keys, set, reread } => {
+                let own = Arc::new(terms::following(loaded.settings));
+                let governed = Arc::new(Governed::default());
+                let governor = Governor {
+                    client: shell.client.clone(),
+                    topics: shell.topics.clone(),
+                    keys,
+                    slot: shell.slot.clone(),
+                    tuning: (*own.tuning).clone(),
+                    own: Arc::clone(&own),
+                    set,
+                    reread,
+                    governed: Arc::clone(&governed),
+                    metrics: Arc::clone(&metrics),
+                    health: Arc::clone(&health),
+                    counting: Arc::clone(&counting),
+                };
+                (own, Some(governed), Some(govern(governor)?))
+            }
+        };
         let factory: CoreFactory = Arc::new(move |partition, partitions| {
-            let core = Partition::new(Arc::clone(&settings), Own { partition, partitions })?;
-            Ok(Box::new(Metered::new(partition, core, Arc::clone(&counting))) as Box<dyn Core>)
+            // the terms in force now, if they are known: those the state was kept under, most of the time
+            let known = governed.as_ref().and_then(|g| g.in_force()).map(|f| Arc::clone(&f.settings));
+            let settings = known.unwrap_or_else(|| Arc::clone(&settings));
+            let core = Partition::new(settings, Own { partition, partitions })?;
+            Ok(Box::new(Metered::new(partition, core, Arc::clone(&counting), governed.clone())) as Box<dyn Core>)
         });
         let observer = Arc::new(Watching::new(Arc::clone(&metrics), Arc::clone(&health)));
         let shell = Shell::new(shell, factory, observer);
@@ -101,7 +159,7 @@ impl Service {
             })
             .map_err(Failure::reach)?;
         let (http, sampler) = (Some(http), Some(sampler));
-        Ok(Self { metrics, address, shell: Some(handle), ended, _alone: None, http, sampler })
+        Ok(Self { metrics, address, shell: Some(handle), ended, _alone: None, http, sampler, governor })
     }
 
     /// Waits for the shell to end by itself, at most `within`. `None`: it goes on.
@@ -135,7 +193,11 @@ impl Drop for Service {
             }
             thread
         });
-        for thread in [sampler, http].into_iter().flatten() {
+        let governor = self.governor.take().map(|(stop, thread)| {
+            stop.store(true, Ordering::Release);
+            thread
+        });
+        for thread in [sampler, http, governor].into_iter().flatten() {
             if thread.join().is_err() {
                 tracing::error!("a thread of the service panicked");
             }

@@ -89,7 +89,7 @@ struct Done {
 fn simulate(arguments: &SimulateArguments, recorded: &Recorded, policies: &Path, now: Wall) -> Result<Done, Failure> {
     let texts = load::Texts::read(&arguments.queries, policies, &arguments.prices)?;
     let loaded = load::build(&texts, load::defaults())?;
-    let mut unmatched = loaded.in_force();
+    let mut unmatched = load::in_force(&loaded.settings.snapshot);
     let mut looked = Looked::default();
     let mut settings = loaded.settings;
     settings.finals = true;
@@ -213,7 +213,7 @@ fn write(out: &Path, done: &Done) -> Result<(), Failure> {
             Decision::Alert(a) => ("alerts", serde_json::to_vec(&**a)),
             Decision::Intervention(i) => ("interventions", serde_json::to_vec(&**i)),
             Decision::Audit(a) => ("shadow", serde_json::to_vec(&**a)),
-            Decision::CommandResult(_) => continue,
+            Decision::CommandResult(_) | Decision::Policy(_) => continue,
         };
         lines.entry(file).or_default().push(bytes.map_err(Failure::reach)?);
     }

@@ -114,7 +114,7 @@ fn said(report: &Report) -> Vec<(What, Value)> {
             Decision::Alert(a) => (What::Alerts, serde_json::to_value(&**a)),
             Decision::Intervention(i) => (What::Interventions, serde_json::to_value(&**i)),
             Decision::Audit(a) => (What::Shadow, serde_json::to_value(&**a)),
-            Decision::CommandResult(_) => return None,
+            Decision::CommandResult(_) | Decision::Policy(_) => return None,
         };
         Some((what, value.unwrap_or_default()))
     };

@@ -244,6 +244,8 @@ pub struct Key {
     pub id: String,
     /// The shared secret.
     pub secret: Secret,
+    /// What it signs has at most this authority, 1 (WORKER) to 5 (SYSTEM).
+    pub authority: u8,
 }
 
 /// `[limits]`: every bound on what others send or make us keep.
@@ -553,7 +555,8 @@ fn auth(s: &mut Section<'_, '_>) -> Auth {
             if secret.as_ref().is_some_and(|secret| secret.expose().len() < LEAST) {
                 k.refuse("secret", format!("must have at least {LEAST} bytes"));
             }
-            Some(Key { id: id?, secret: secret? })
+            let authority = k.choice("authority", 5, &AUTHORITY);
+            Some(Key { id: id?, secret: secret?, authority })
         }),
         sign_with: s.optional("sign-with"),
     };

@@ -88,7 +88,8 @@ pub struct Received {
     pub authority: u8,
     /// Why the signature does not count; `None`: it does.
     pub unsigned: Option<&'static str>,
-    /// SHA-256 of its fields, in hexadecimal: tells a repeated command from another with the same id.
+    /// SHA-256 of its type, tenant and body, in hexadecimal: tells a repeated command from another with the same id. Who sent it when
+    /// does not count, since several sidecars may send the same.
     pub digest: String,
 }
 
@@ -158,7 +159,11 @@ impl Keyring {
         let Ok(Value::Object(mut fields)) = serde_json::from_slice(payload) else { return Err(NotACommand::NotJson) };
         let claimed = fields.remove("mac");
         let signed = canonical(&fields).ok_or(NotACommand::NotJson)?;
-        let digest = hex(&Sha256::digest(&signed));
+        let what: Map<String, Value> = ["type", "tenant_id", "body"]
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), fields.get(name)?.clone())))
+            .collect();
+        let digest = hex(&Sha256::digest(canonical(&what).unwrap_or_default()));
         let command: Command = serde_json::from_value(Value::Object(fields)).map_err(|_| NotACommand::Fields)?;
         if !(UNSIGNED..=SYSTEM).contains(&command.authority) {
             return Err(NotACommand::Fields);

@@ -412,16 +412,44 @@ pub struct Audit {
 pub struct CommandResult {
     /// The command's id.
     pub command_id: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub command: String,
     /// ACCEPTED REFUSED
     pub status: String,
     /// Machine-readable reason.
     pub code: String,
     /// In words.
     pub reason: String,
+    /// What was made or changed, by type; null when refused.
+    pub result: serde_json::Value,
+    /// The BLOCKING conflicts that forbid it (GOV-POL-001).
+    pub conflicts: serde_json::Value,
+    /// The dependencies that forbid it (GOV-POL-002).
+    pub dependents: serde_json::Value,
+    /// The authority it takes, when that is what was missing.
+    pub required_authority: Option<u8>,
+    /// The authority it had: the lower of the command's and its key's; 1 without a valid signature.
+    pub given_authority: u8,
     /// Offset of the command.
     pub offset: i64,
     /// Its tenant: the record's key.
     pub tenant_id: String,
+}
+
+/// The latest state of something on the policies topic, keyed `tenant/kind/id`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolicyRecord {
+    /// Whose; `*`: everyone's.
+    pub tenant_id: String,
+    /// `policy proposal version limit override set snapshot in-force`
+    pub kind: String,
+    /// What.
+    pub id: String,
+    /// Its revision; 0 where it has none.
+    pub revision: u64,
+    /// Its state; `None`: gone.
+    pub record: Option<serde_json::Value>,
 }
 
 /// Everything the core can say.
@@ -437,4 +465,6 @@ pub enum Decision {
     Audit(Box<Audit>),
     /// On `runwarden.command-results`.
     CommandResult(Box<CommandResult>),
+    /// On `runwarden.policies`.
+    Policy(Box<PolicyRecord>),
 }

@@ -127,6 +127,7 @@ impl ClientSettings {
                 ("compression.type", "lz4"),
                 ("queue.buffering.max.kbytes", "32768"),
                 ("queue.buffering.max.messages", "100000"),
+                ("message.max.bytes", LARGEST_RECORD),
                 ("socket.nagle.disable", "true"),
                 ("reconnect.backoff.max.ms", "1000"),
             ],
@@ -303,6 +304,7 @@ impl ShellConfig {
                 ("compression.type", "lz4"),
                 ("queue.buffering.max.kbytes", "32768"),
                 ("queue.buffering.max.messages", "100000"),
+                ("message.max.bytes", LARGEST_RECORD),
                 ("socket.nagle.disable", "true"),
                 ("reconnect.backoff.max.ms", "1000"),
             ],
@@ -318,6 +320,10 @@ impl ShellConfig {
         config
     }
 }
+
+/// Largest record that may be sent: a set of policies and queries (16 MiB and room for what is around it). Topics that take less
+/// refuse what is larger themselves.
+const LARGEST_RECORD: &str = "17825792";
 
 /// Passes librdkafka's own lines on to `tracing`.
 #[derive(Debug, Clone, Copy, Default)]

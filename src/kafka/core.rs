@@ -217,6 +217,11 @@ pub trait Core: Send {
     /// # Errors
     /// A key that is refused or missing: the state would not be whole.
     fn join(&mut self, shares: Vec<Vec<StateChange>>) -> Result<(), CoreError>;
+    /// Whether the core can take telemetry and outcomes now. While it cannot, steps bring it commands only, and the rest waits
+    /// in Kafka.
+    fn takes_telemetry(&self) -> bool {
+        true
+    }
     /// Earliest wall time at which a step without input would do something (idle tenants, deadlines); `None`: never.
     fn next_deadline(&self) -> Option<Wall>;
 }

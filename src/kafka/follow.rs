@@ -1,8 +1,11 @@
-//! Following topics as they grow, from the start, outside any consumer group: what the demo's screen and its worker do.
+//! Following topics as they grow, outside any consumer group: from the start (the demo's screen and its worker, the terms in force) or
+//! from now on (whoever waits for an answer).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{ClientSettings, Isolation, Logged};
@@ -15,6 +18,9 @@ const METADATA: Duration = Duration::from_secs(10);
 /// Reads committed records of some topics, in the order in which they arrive.
 pub struct Follower {
     consumer: BaseConsumer<Logged>,
+    /// Partitions that are followed, and those whose end was met. Of several topics the numbers are mixed up.
+    followed: BTreeSet<i32>,
+    ended: BTreeSet<i32>,
 }
 
 impl Follower {
@@ -23,25 +29,58 @@ impl Follower {
     /// # Errors
     /// Settings, or a broker that does not know the topics.
     pub fn new(client: &ClientSettings, name: &str, topics: &[&str]) -> Result<Self, Error> {
+        Self::start(client, name, topics, false)
+    }
+
+    /// Starts behind what one topic holds now: what is written from here on is seen.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn from_now_on(client: &ClientSettings, name: &str, topic: &str) -> Result<Self, Error> {
+        Self::start(client, name, &[topic], true)
+    }
+
+    fn start(client: &ClientSettings, name: &str, topics: &[&str], at_end: bool) -> Result<Self, Error> {
         let config = client.reader(name, Isolation::Committed);
         let consumer: BaseConsumer<Logged> = config.create_with_context(Logged).map_err(Error::Settings)?;
         let mut partitions = TopicPartitionList::new();
+        let mut followed = BTreeSet::new();
         for topic in topics {
             let failed = |e| Error::broker(format!("cannot follow {topic}"), e);
             let metadata = consumer.fetch_metadata(Some(topic), METADATA).map_err(failed)?;
-            for partition in metadata.topics().iter().flat_map(|t| t.partitions()) {
-                partitions.add_partition_offset(topic, partition.id(), Offset::Beginning).map_err(failed)?;
+            let known = metadata.topics().iter().filter(|t| t.error().is_none() && !t.partitions().is_empty());
+            let known: Vec<i32> = known.flat_map(|t| t.partitions()).map(|p| p.id()).collect();
+            if known.is_empty() {
+                return Err(Error::MissingTopic((*topic).to_owned()));
+            }
+            for partition in known {
+                let from = match at_end {
+                    // asked for now: a logical end would be looked up when the first record is fetched
+                    true => Offset::Offset(consumer.fetch_watermarks(topic, partition, METADATA).map_err(failed)?.1),
+                    false => Offset::Beginning,
+                };
+                partitions.add_partition_offset(topic, partition, from).map_err(failed)?;
+                followed.insert(partition);
             }
         }
         consumer.assign(&partitions).map_err(|e| Error::broker("cannot follow topics".to_owned(), e))?;
-        Ok(Self { consumer })
+        Ok(Self { consumer, followed, ended: BTreeSet::new() })
     }
 
     /// The next record, if one arrives within `wait`. Trouble with the broker is waited out.
     pub fn next(&mut self, wait: Duration) -> Option<OwnedRecord> {
         match self.consumer.poll(wait)? {
             Ok(message) => Some(OwnedRecord::from_message(&message)),
+            Err(KafkaError::PartitionEOF(partition)) => {
+                self.ended.insert(partition);
+                None
+            }
             Err(_) => None,
         }
+    }
+
+    /// Whether the end of every partition, as it was when reached, has been met once. For one topic.
+    pub fn caught_up(&self) -> bool {
+        self.ended.len() == self.followed.len()
     }
 }

@@ -201,7 +201,8 @@ impl Active {
         let (mut room, mut bytes) = (bounds.records, bounds.bytes);
         let mut full = false;
         if kind == StepKind::Normal {
-            for (feed, gathered) in feeds.iter().zip(&mut gathered) {
+            let open = if core.takes_telemetry() { INPUTS } else { Input::Commands as usize + 1 };
+            for (feed, gathered) in feeds.iter().zip(&mut gathered).take(open) {
                 full |= feed.gather(gathered, &mut room, &mut bytes, trouble).map_err(StepFailed::Gone)?;
             }
         }

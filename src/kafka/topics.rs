@@ -139,6 +139,8 @@ impl Topics {
     pub fn specs(&self) -> Vec<TopicSpec<'_>> {
         let plain = |key, name, cleanup| TopicSpec { key, name, cleanup, co_partitioned: false, settings: Vec::new() };
         let joint = |key, name, cleanup| TopicSpec { co_partitioned: true, ..plain(key, name, cleanup) };
+        // a set of policies and queries, and the snapshot it gives, is one record
+        let large = || vec![("max.message.bytes", (17_u32 << 20).to_string())];
         let compacting = || {
             vec![
                 ("segment.ms", (10 * 60 * 1000_u64).to_string()),
@@ -148,17 +150,20 @@ impl Topics {
         };
         vec![
             joint("telemetry", &self.telemetry, Cleanup::Delete(7)),
-            joint("commands", &self.commands, Cleanup::Delete(7)),
+            TopicSpec { settings: large(), ..joint("commands", &self.commands, Cleanup::Delete(7)) },
             joint("outcomes", &self.outcomes, Cleanup::Delete(7)),
-            joint("repartition", &self.repartition, Cleanup::Delete(7)),
+            TopicSpec { settings: large(), ..joint("repartition", &self.repartition, Cleanup::Delete(7)) },
             joint("steps", &self.steps, Cleanup::Delete(30)),
-            TopicSpec { settings: compacting(), ..joint("checkpoint", &self.checkpoint, Cleanup::Compact) },
+            TopicSpec {
+                settings: [compacting(), large()].concat(),
+                ..joint("checkpoint", &self.checkpoint, Cleanup::Compact)
+            },
             plain("signals", &self.signals, Cleanup::Delete(30)),
             plain("alerts", &self.alerts, Cleanup::Delete(30)),
             plain("interventions", &self.interventions, Cleanup::Delete(30)),
             plain("runs", &self.runs, Cleanup::Delete(30)),
             plain("lessons", &self.lessons, Cleanup::Compact),
-            plain("policies", &self.policies, Cleanup::Compact),
+            TopicSpec { settings: large(), ..plain("policies", &self.policies, Cleanup::Compact) },
             plain("policy-level", &self.policy_level, Cleanup::CompactDelete(30)),
             plain("evaluations", &self.evaluations, Cleanup::Delete(30)),
             plain("audit", &self.audit, Cleanup::Delete(365)),

@@ -66,6 +66,10 @@ labels! {
     Effect "mode" { Enforced "enforced", Shadow "shadow" }
     /// What an alert record says of its alert.
     AlertStatus "status" { Open "OPEN", Updated "UPDATED", Resolved "RESOLVED" }
+    /// What became of a command.
+    CommandStatus "status" { Accepted "ACCEPTED", Refused "REFUSED" }
+    /// What became of a set of files: `invalid` never left this process, `refused` by the writer.
+    SetOutcome "outcome" { Accepted "accepted", Refused "refused", Invalid "invalid" }
     /// Parts a process may play.
     Role "role" { Edge "edge", Core "core", Serve "serve", Channels "channels" }
     /// How a transaction ended; `resent` counts uncommitted outputs that were sent again.

@@ -18,7 +18,8 @@ use crate::kafka::core::{CoreError, StateChange};
 use crate::pipeline::clocks::Clock;
 use crate::pipeline::partition::{Meta, Partition};
 use crate::pipeline::runs::Run;
-use crate::policy::{Entity as EntityKind, Snapshot};
+use crate::pipeline::writer::Answer;
+use crate::policy::{Entity as EntityKind, Item, Snapshot};
 
 /// Version of the payloads written here.
 const VERSION: u8 = 1;
@@ -34,6 +35,9 @@ pub(super) const RUNS: u8 = b'R';
 pub(super) const CLOCKS: u8 = b'T';
 pub(super) const SNAPSHOTS: u8 = b'S';
 pub(super) const META: u8 = b'P';
+/// The register of policies, and the answers to commands: of the owner of `*` only.
+pub(super) const REGISTER: u8 = b'G';
+pub(super) const ANSWERS: u8 = b'K';
 
 fn key(tag: u8, parts: &[&str]) -> Vec<u8> {
     let mut key = vec![tag];
@@ -147,6 +151,13 @@ impl Partition {
             let held = self.limits.snapshots().find(|s| *s.id() == id).map(|s| s.to_json());
             out.put(key(SNAPSHOTS, &[&id]), held.as_ref());
         }
+        for (name, item) in self.writer.register.take_changes() {
+            let parts: Vec<&str> = name.iter().map(String::as_str).collect();
+            out.put(key(REGISTER, &parts), item.as_ref());
+        }
+        for (id, answer) in self.writer.take_answers() {
+            out.put(key(ANSWERS, &[&id]), answer.map(|a| (&id, a)).as_ref());
+        }
         out.put(key(META, &["partition"]), Some(&self.meta));
         self.checkpoint_due = false;
     }
@@ -161,6 +172,7 @@ impl Partition {
         self.standing.entities.mark_all_dirty();
         self.runs.mark_all_dirty();
         self.clocks.mark_all_dirty();
+        self.writer.mark_all_dirty();
         let ids = self.limits.snapshots().map(|s| Arc::clone(s.id())).collect::<Vec<_>>();
         self.dirty_snapshots.extend(ids);
     }
@@ -208,6 +220,15 @@ impl Partition {
                 self.limits.hold(Arc::new(snapshot));
                 Ok(())
             }
+            REGISTER => {
+                self.writer.restore_item(from_json::<Item>(value)?);
+                Ok(())
+            }
+            ANSWERS => {
+                let (id, answer): (String, Answer) = from_json(value)?;
+                self.writer.restore_answer(id, answer);
+                Ok(())
+            }
             META => {
                 self.meta = from_json::<Meta>(value)?;
                 Ok(())
@@ -226,6 +247,7 @@ impl Partition {
             self.standing.adopt(&restored);
             self.adopt = self.adopt.take().filter(|wanted| wanted.id() != restored.id());
         }
+        self.writer.register.restored();
         self.runs.rebind();
         self.groups.forget();
         windows.and(members).map_err(|e| refuse(e.to_string()))

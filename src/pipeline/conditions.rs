@@ -94,6 +94,10 @@ impl Partition {
     }
 
     fn take_actions(&mut self, taken: &Taken, now: Wall, step: &mut Step) {
+        let (tenant, policy) = (&taken.tenant, &taken.policy);
+        if self.limits.current().suspends(tenant, &policy.tenant, &policy.id) {
+            return;
+        }
         if taken.policy.enforcement_mode != Mode::Block {
             step.decisions.extend(taken.shadows(now).into_iter().map(|a| Decision::Audit(Box::new(a))));
             return;

@@ -130,6 +130,8 @@ pub struct InputNames {
     pub repartition: Arc<str>,
     /// `[topics] outcomes`
     pub outcomes: Arc<str>,
+    /// `[topics] commands`
+    pub commands: Arc<str>,
 }
 
 impl InputNames {
@@ -149,28 +151,24 @@ pub struct Own {
 }
 
 /// Header of a re-keyed record that is not telemetry: the input it is of.
-const OF: (&str, &[u8]) = ("runwarden_input", b"outcomes");
+const OF: &str = "runwarden_input";
 
-/// Whether a re-keyed record is an outcome.
-fn is_outcome(record: &Record<'_>) -> bool {
-    record.headers.contains(&OF)
+/// Whether a re-keyed record is of an input other than telemetry.
+fn is_of(record: &Record<'_>, input: Input) -> bool {
+    record.headers.contains(&(OF, input.key().as_bytes()))
 }
 
-/// The outcomes of a step: (where it was read, tenant, record). One that stands on a partition which is not its tenant's (its producer did not know
-/// of a resize yet) is re-keyed, as telemetry is.
-pub fn outcomes<'a>(
+/// The outcomes or commands of a step: (where it was read, key, record). One that stands on a partition which is not its tenant's
+/// (its producer did not know of a resize yet) is re-keyed, as telemetry is. What is keyed `*` is the owner of `*`'s.
+pub fn addressed<'a>(
+    wanted: Input,
     inputs: &'a [InputBatch<'a>],
     own: Own,
     rekeyed: &mut Vec<OutRecord>,
 ) -> Vec<(Input, Option<&'a str>, &'a Record<'a>)> {
     let mut ours = Vec::new();
-    for input in inputs {
-        let here = match input.input {
-            Input::Outcomes => |_: &Record<'_>| true,
-            Input::Repartition => is_outcome as fn(&Record<'_>) -> bool,
-            Input::Commands | Input::Telemetry => continue,
-        };
-        for record in input.records.iter().filter(|r| here(r)) {
+    for input in inputs.iter().filter(|i| i.input == wanted || i.input == Input::Repartition) {
+        for record in input.records.iter().filter(|r| input.input == wanted || is_of(r, wanted)) {
             let tenant = record.key.and_then(|k| std::str::from_utf8(k).ok());
             let place = tenant.map_or(own.partition, |tenant| tenant_partition(tenant, own.partitions));
             let (Some(tenant), true) = (tenant, place != own.partition) else {
@@ -182,7 +180,7 @@ pub fn outcomes<'a>(
                 partition: Some(place),
                 key: tenant.as_bytes().to_vec(),
                 payload: record.payload.map(<[u8]>::to_vec),
-                headers: vec![(OF.0.to_owned(), OF.1.to_vec())],
+                headers: vec![(OF.to_owned(), wanted.key().as_bytes().to_vec())],
             });
         }
     }
@@ -204,7 +202,11 @@ pub fn take(
 ) -> Result<Taken, CoreError> {
     for input in inputs.iter().filter(|i| matches!(i.input, Input::Telemetry | Input::Repartition)) {
         let topic = names.of(input.input);
-        for record in input.records.iter().filter(|r| !(input.input == Input::Repartition && is_outcome(r))) {
+        for record in input
+            .records
+            .iter()
+            .filter(|r| input.input != Input::Repartition || !(is_of(r, Input::Outcomes) || is_of(r, Input::Commands)))
+        {
             let origin = Origin {
                 input: input.input as u8,
                 topic: Arc::clone(topic),
@@ -286,14 +288,14 @@ mod tests {
         let own = |partition| Own { partition, partitions: 5 };
         let mut rekeyed = Vec::new();
         let there = batch(Input::Outcomes, vec![record(&[])]);
-        assert_eq!(outcomes(&there, own(owner), &mut rekeyed).len(), 1);
+        assert_eq!(addressed(Input::Outcomes, &there, own(owner), &mut rekeyed).len(), 1);
         assert!(rekeyed.is_empty());
-        assert!(outcomes(&there, own((owner + 1) % 5), &mut rekeyed).is_empty());
+        assert!(addressed(Input::Outcomes, &there, own((owner + 1) % 5), &mut rekeyed).is_empty());
         let moved = rekeyed.pop().unwrap();
         assert_eq!((moved.topic, moved.partition), (Topic::Repartition, Some(owner)));
         let headers: Vec<(&str, &[u8])> = moved.headers.iter().map(|(k, v)| (k.as_str(), v.as_slice())).collect();
         let arrived = batch(Input::Repartition, vec![record(&headers), record(&[])]);
-        let ours = outcomes(&arrived, own(owner), &mut rekeyed);
+        let ours = addressed(Input::Outcomes, &arrived, own(owner), &mut rekeyed);
         assert!(ours.len() == 1 && rekeyed.is_empty(), "telemetry is no outcome");
     }
 

@@ -18,8 +18,10 @@ pub mod partition;
 pub mod runs;
 pub mod simulate;
 mod split;
+pub mod terms;
 pub mod watcher;
+mod writer;
 
 pub use intake::{InputNames, Own};
 pub use limits::LimitSets;
-pub use partition::{Counts, Partition, Settings, Step};
+pub use partition::{Counts, InForce, Partition, Settings, Step};

@@ -17,7 +17,7 @@ use crate::clock::{Micros, Wall};
 use crate::decide::correlation::{Correlation, Entry};
 use crate::decide::interventions::{Interventions, Outcome};
 use crate::decide::levels::Levels;
-use crate::decide::records::{CommandResult, Decision};
+use crate::decide::records::Decision;
 use crate::decide::sql::Prepared;
 use crate::kafka::core::{CoreError, Input, InputBatch, OutRecord, StepInput};
 use crate::pipeline::clocks::{Clocks, EndClock};
@@ -27,8 +27,10 @@ use crate::pipeline::intake::{self, InputNames, Own, Rows};
 use crate::pipeline::judge::{self, MetricPlan};
 use crate::pipeline::limits::{LimitSets, MetricInfo};
 use crate::pipeline::runs::{Bound, RunTable, Seen};
+use crate::pipeline::terms::Tuning;
 use crate::pipeline::watcher::{GroupCache, Watcher};
-use crate::policy::{Scope, Snapshot};
+use crate::pipeline::writer::Writer;
+use crate::policy::{Scope, Snapshot, Terms};
 use crate::stream::{Emit, Engine, Metric, Query, Window};
 use crate::telemetry::schema::col;
 use crate::telemetry::{Batch, DeadLetter, Decoder, Dedup, Origin, Reason, redacted_json};
@@ -48,6 +50,13 @@ pub struct Settings {
     pub correlation: Arc<Query>,
     /// The policies that should be in force.
     pub snapshot: Arc<Snapshot>,
+    /// The queries, prices and decision settings that all of this was made from.
+    pub terms: Arc<Terms>,
+    /// What it was tuned by: the writer judges sets under the same.
+    pub tuning: Arc<Tuning>,
+    /// Whether the terms are those of the policies topic ([`Partition::follow`]), and `snapshot` counts for nothing; otherwise
+    /// `snapshot` is adopted at the first step.
+    pub follows: bool,
     /// How windows are kept.
     pub stream: crate::stream::Settings,
     /// How long runs are remembered after their last event, µs.
@@ -81,8 +90,10 @@ pub struct Step {
     pub dead: Vec<DeadLetter>,
     /// Records for the repartition topic.
     pub rekeyed: Vec<OutRecord>,
-    /// The snapshot adopted by this step.
+    /// The snapshot of [`Settings`] adopted by this step; one that was followed is on the topic already.
     pub adopted: Option<Arc<Snapshot>>,
+    /// The snapshot that the writer put in force.
+    pub activated: Option<Arc<Snapshot>>,
     /// With [`Settings::finals`]: (metric, rows) of closed windows.
     pub finals: Vec<(usize, RecordBatch)>,
     /// What to count.
@@ -110,6 +121,17 @@ pub struct Counts {
     pub overflow_rows: u64,
 }
 
+/// Terms in force, as everyone follows them.
+#[derive(Clone)]
+pub struct InForce {
+    /// How often the snapshot in force has changed.
+    pub revision: u64,
+    /// The policies.
+    pub snapshot: Arc<Snapshot>,
+    /// Made from the snapshot's queries, prices and decision settings.
+    pub settings: Arc<Settings>,
+}
+
 /// A partition's state.
 pub struct Partition {
     pub(super) settings: Arc<Settings>,
@@ -128,6 +150,9 @@ pub struct Partition {
     pub(super) dedup: Dedup,
     pub(super) dirty_snapshots: BTreeSet<Arc<str>>,
     pub(super) adopt: Option<Arc<Snapshot>>,
+    /// Revision of the snapshot to adopt, when it was followed.
+    pub(super) adopt_revision: Option<u64>,
+    pub(super) writer: Writer,
     pub(super) checkpoint_due: bool,
     decoder: Decoder,
     thresholds: Prepared,
@@ -142,6 +167,9 @@ pub(super) struct Meta {
     pub end: EndClock,
     /// Id of the snapshot in force.
     pub snapshot: String,
+    /// Its revision; 0 before any was followed.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// The plans of the metrics, in order.
@@ -205,7 +233,9 @@ impl Partition {
             meta: Meta { snapshot: snapshot.id().to_string(), ..Meta::default() },
             dedup: Dedup::new(settings.dedup.0, settings.dedup.1),
             dirty_snapshots: BTreeSet::from([Arc::clone(snapshot.id())]),
-            adopt: Some(snapshot),
+            adopt: (!settings.follows).then_some(snapshot),
+            adopt_revision: None,
+            writer: Writer::default(),
             checkpoint_due: false,
             decoder: Decoder::new(Arc::clone(&settings.decoder)),
             thresholds,
@@ -217,6 +247,51 @@ impl Partition {
     /// Asks for another snapshot: adopted at the next step that is not a replay.
     pub fn request_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         self.adopt = Some(snapshot);
+    }
+
+    /// Whether these terms are newer than those here.
+    pub fn is_behind(&self, in_force: &InForce) -> bool {
+        let known = self.adopt_revision.unwrap_or(self.meta.revision);
+        in_force.revision > known
+            || (in_force.revision == known && *self.meta.snapshot != **in_force.snapshot.id() && self.adopt.is_none())
+    }
+
+    /// Whether there are terms to decide by: a snapshot that was followed, or that of the settings.
+    pub fn is_governed(&self) -> bool {
+        !self.settings.follows || self.meta.revision > 0
+    }
+
+    /// Asks for the terms of the policies topic: adopted at the next step that is not a replay. With other queries, prices or
+    /// settings the state is carried over as through a checkpoint: what the new terms still know of it goes on as it was.
+    ///
+    /// # Errors
+    /// The new terms cannot be set up; the old ones stay.
+    pub fn follow(&mut self, in_force: &InForce) -> Result<(), CoreError> {
+        if !self.is_behind(in_force) {
+            return Ok(());
+        }
+        if *in_force.settings.terms != *self.settings.terms {
+            self.rebuild(Arc::clone(&in_force.settings))?;
+        }
+        self.adopt = Some(Arc::clone(&in_force.snapshot));
+        self.adopt_revision = Some(in_force.revision);
+        Ok(())
+    }
+
+    fn rebuild(&mut self, settings: Arc<Settings>) -> Result<(), CoreError> {
+        let mut next = Self::new(settings, self.own)?;
+        self.all_dirty();
+        for change in self.changes() {
+            if let Some(value) = change.value {
+                next.take_back(&change.key, &value)?;
+            }
+        }
+        if let Err(error) = next.taken_back() {
+            tracing::warn!(%error, partition = self.own.partition, "other queries are in force, and not all state could be carried over");
+        }
+        next.all_dirty();
+        *self = next;
+        Ok(())
     }
 
     /// Runs one step.
@@ -239,11 +314,9 @@ impl Partition {
         }
         for batch in &input.inputs {
             step.counts.records[batch.input as usize] += batch.records.len() as u64;
-            match batch.input {
-                Input::Commands => refuse_commands(batch, &mut step),
-                Input::Outcomes | Input::Telemetry | Input::Repartition => {}
-            }
         }
+        self.take_commands(&input.inputs, now, &mut step);
+        self.end_terms(now, &mut step);
         self.take_outcomes(&input.inputs, now, &mut step);
         let idle = if tick { self.clocks.idle(self.settings.idle_timeout, &self.meta.end) } else { Vec::new() };
         for (tenant, clock) in &idle {
@@ -277,6 +350,11 @@ impl Partition {
         Ok(step)
     }
 
+    /// The metrics, in the order of the counts.
+    pub fn metrics(&self) -> &[Arc<Metric>] {
+        &self.settings.metrics
+    }
+
     /// The windows, to look at.
     pub fn windows(&self) -> &Engine {
         &self.engine
@@ -294,15 +372,20 @@ impl Partition {
 
     /// Wall time at which a step without input would close something.
     pub fn deadline(&self) -> Option<Wall> {
-        let since = self.meta.end.since?;
         let waits = self.engine.is_open() || !self.correlation.is_empty();
-        waits.then(|| Wall(since.saturating_add(crate::clock::SECOND)))
+        let tick = self.meta.end.since.filter(|_| waits).map(|since| since.saturating_add(crate::clock::SECOND));
+        let terms = self.writer.next_end().filter(|_| !self.settings.event_clock);
+        // another snapshot waits for a step
+        let adopt = self.adopt_revision.map(|_| self.meta.now);
+        tick.into_iter().chain(terms).chain(adopt).min().map(Wall)
     }
 
     fn adopt_snapshot(&mut self, now: Wall, step: &mut Step, entries: &mut Vec<Entry>) {
         let Some(snapshot) = self.adopt.take() else { return };
         let id: Arc<str> = Arc::clone(snapshot.id());
         self.meta.snapshot = id.to_string();
+        let followed = self.adopt_revision.take();
+        self.meta.revision = followed.unwrap_or(self.meta.revision);
         self.dirty_snapshots.insert(id);
         self.limits.adopt(Arc::clone(&snapshot));
         self.runs.rebind();
@@ -316,7 +399,8 @@ impl Partition {
             // a run keeps the terms it is bound to; a wider group is under those of the step
             let bound = plans.iter().any(|p| p.name == line.metric && p.scope == Scope::Run);
             let held = if bound { limits.snapshots().any(|s| holds(s)) } else { holds(limits.current()) };
-            held && *up.limit.metric == *line.metric
+            let suspended = limits.current().suspends(&line.tenant, &line.policy_tenant, &line.policy_id);
+            held && !suspended && *up.limit.metric == *line.metric
         });
         let around = Around::none(now);
         for change in ended {
@@ -324,11 +408,16 @@ impl Partition {
         }
         self.adopt_conditions(&snapshot, now, step);
         self.checkpoint_due = true;
-        step.adopted = Some(snapshot);
+        step.adopted = followed.is_none().then_some(snapshot);
+    }
+
+    /// A command that is none goes where what cannot be decoded goes.
+    pub(super) fn reject_command(&mut self, origin: Origin, reason: Reason, message: &str, payload: &[u8]) {
+        self.decoder.reject(origin, reason, message, payload);
     }
 
     fn take_outcomes(&mut self, inputs: &[InputBatch<'_>], now: Wall, step: &mut Step) {
-        for (input, tenant, record) in intake::outcomes(inputs, self.own, &mut step.rekeyed) {
+        for (input, tenant, record) in intake::addressed(Input::Outcomes, inputs, self.own, &mut step.rekeyed) {
             let outcome = record.payload.and_then(|p| serde_json::from_slice::<Outcome>(p).ok());
             let (Some(tenant), Some(outcome)) = (tenant, outcome) else {
                 // never the parser's own words: they hold values
@@ -503,24 +592,6 @@ impl Partition {
 fn at_end(inputs: &[InputBatch<'_>]) -> bool {
     let mut telemetry = inputs.iter().filter(|i| matches!(i.input, Input::Telemetry | Input::Repartition)).peekable();
     telemetry.peek().is_some() && telemetry.all(|i| i.at_end)
-}
-
-/// Commands are answered, so that nobody waits for what this version does not do.
-fn refuse_commands(batch: &InputBatch<'_>, step: &mut Step) {
-    for record in &batch.records {
-        let tenant = record.key.map(|k| String::from_utf8_lossy(k).into_owned()).unwrap_or_default();
-        let command = record.payload.and_then(|p| serde_json::from_slice::<serde_json::Value>(p).ok());
-        let text = |name: &str| command.as_ref()?.get(name)?.as_str().map(|s| s.chars().take(256).collect::<String>());
-        let Some(command_id) = text("command_id") else { continue };
-        step.decisions.push(Decision::CommandResult(Box::new(CommandResult {
-            command_id,
-            status: "REFUSED".into(),
-            code: "unknown_command".into(),
-            reason: format!("{} is not a command of this version", text("type").unwrap_or_else(|| "(no type)".into())),
-            offset: record.offset,
-            tenant_id: tenant,
-        })));
-    }
 }
 
 fn late_letter(batch: &Batch, row: usize) -> DeadLetter {

@@ -9,8 +9,8 @@
 use crate::decide::id::first_part;
 use crate::kafka::core::{CoreError, StateChange};
 use crate::pipeline::checkpoint::{
-    ALERTS, CLOCKS, Changes, DEDUP, ENTITIES, INTERVENTIONS, LEVELS, MEMBERS, META, RUNS, SNAPSHOTS, WINDOWS,
-    from_json, raw_key, refuse,
+    ALERTS, ANSWERS, CLOCKS, Changes, DEDUP, ENTITIES, INTERVENTIONS, LEVELS, MEMBERS, META, REGISTER, RUNS, SNAPSHOTS,
+    WINDOWS, from_json, raw_key, refuse,
 };
 use crate::pipeline::intake;
 use crate::pipeline::partition::{Meta, Partition};
@@ -31,6 +31,8 @@ fn owner(key: &[u8]) -> Result<Owner, CoreError> {
         DEDUP => dedup::tenant_of(rest).ok().map(Into::into),
         ALERTS | INTERVENTIONS | LEVELS | ENTITIES | RUNS | CLOCKS => first_part(rest),
         SNAPSHOTS | META => return Ok(Owner::Everyone),
+        // the one writer is the owner of `*`
+        REGISTER | ANSWERS => Some("*".to_owned()),
         other => return Err(refuse(format!("nobody knows whose state of the kind {:?} is", char::from(other)))),
     };
     tenant.map(Owner::Tenant).ok_or_else(|| refuse("a key that names no tenant"))
@@ -94,7 +96,8 @@ fn merge(metas: Vec<Meta>) -> Option<Meta> {
     metas.into_iter().reduce(|a, b| {
         debug_assert_eq!(a.end, b.end, "both were restarted");
         let snapshot = if a.snapshot == b.snapshot { a.snapshot } else { String::new() };
-        Meta { now: a.now.max(b.now), end: a.end, snapshot }
+        let revision = if snapshot.is_empty() { a.revision.min(b.revision) } else { a.revision.max(b.revision) };
+        Meta { now: a.now.max(b.now), end: a.end, snapshot, revision }
     })
 }
 

@@ -86,6 +86,15 @@ impl std::fmt::Display for Finding {
 /// Checks a set against the metrics: (name, scope, whether early results can raise). Findings come in order of file and
 /// place. With `strict`, warnings are errors.
 pub fn check(set: &PolicySet, metrics: &[(String, Scope, bool)], strict: bool) -> Vec<Finding> {
+    examine(set, metrics, strict, true)
+}
+
+/// As [`check`], but leaves conflicts between policies to whoever asks for them by themselves.
+pub fn check_apart(set: &PolicySet, metrics: &[(String, Scope, bool)]) -> Vec<Finding> {
+    examine(set, metrics, false, false)
+}
+
+fn examine(set: &PolicySet, metrics: &[(String, Scope, bool)], strict: bool, together: bool) -> Vec<Finding> {
     let by_name = metrics.iter().map(|(name, scope, early)| (name.as_str(), (*scope, *early))).collect();
     let mut checker = Checker { metrics: by_name, findings: Vec::new() };
     for file in set.files() {
@@ -102,8 +111,10 @@ pub fn check(set: &PolicySet, metrics: &[(String, Scope, bool)], strict: bool) -
     for policy in set.policies() {
         checker.policy(policy);
     }
-    checker.ambiguities(set.policies());
-    checker.conflicts(set.policies());
+    if together {
+        checker.ambiguities(set.policies());
+        checker.conflicts(set.policies());
+    }
     checker.findings.extend(dependency_faults(set.policies()).into_iter().map(Finding::from));
     checker.coverage(set.policies());
     let mut findings = checker.findings;

@@ -46,7 +46,7 @@ pub use active::{Active, Day, Hours};
 pub use amount::{Amount, AmountError};
 pub use arbitrate::{Ambiguity, Considered, Contributor, EffectiveLimit, LimitSet, Outcome};
 pub use case::{Case, Expected, What, cases, differences};
-pub use check::{Finding, Severity, check, check_conditions};
+pub use check::{Finding, Severity, check, check_apart, check_conditions};
 pub use condition::{
     Action, Comparison, Compiled, Condition, Conditions, Entity, Fields, Input, Junction, Origin, Truth,
 };

@@ -425,6 +425,27 @@ impl Register {
         policy
     }
 
+    /// Policies as they are judged: a limit that a person disabled may be enabled again, so it must hold as well.
+    fn judged<'p>(&self, policies: impl IntoIterator<Item = &'p Policy>) -> Vec<Policy> {
+        let enabled = |policy: &Policy| {
+            let mut policy = policy.clone();
+            for limit in &mut policy.limits {
+                let key = (policy.tenant.clone(), policy.id.clone(), limit.id.clone());
+                if self.toggles.contains_key(&key) {
+                    limit.status = LimitStatus::Active;
+                }
+            }
+            policy
+        };
+        policies.into_iter().map(enabled).collect()
+    }
+
+    fn faultless(&self, policies: Vec<&Policy>, terms: &Terms, order: &Order<'_>) -> Result<(), Refusal> {
+        let judged = self.judged(policies);
+        let faults = (order.faults)(&judged.iter().collect::<Vec<_>>(), terms);
+        if faults.is_empty() { Ok(()) } else { Err(Refusal::new("invalid", faults.join("\n"))) }
+    }
+
     /// Puts a policy (or its absence) in the register, its version counted up if its content is another.
     fn hold(
         &mut self,
@@ -702,10 +723,6 @@ fn free_of_dependents(dependents: Vec<DependencyEdge>) -> Result<(), Refusal> {
     let Some(first) = dependents.first() else { return Ok(()) };
     let reason = format!("GOV-POL-002: nothing that others depend on is deleted: {}", first.explanation);
     Err(Refusal { dependents, ..Refusal::new("dependents", reason) })
-}
-
-fn faultless(faults: Vec<String>) -> Result<(), Refusal> {
-    if faults.is_empty() { Ok(()) } else { Err(Refusal::new("invalid", faults.join("\n"))) }
 }
 
 fn in_force(policy: &Policy) -> bool {

@@ -435,7 +435,10 @@ fn what_is_written_for_others_is_a_cloud_event_snapshots_and_dead_letters_includ
     let mut desk = Desk::new(RUN_TOKENS);
     let mut said = desk.raw(0, Input::Telemetry, "acme", &[b"not json", b"{\"tenant_id\":\"acme\"}"]);
     said.extend(desk.telemetry(1, &[step_of(1, "r", 200)]));
-    let command = json!({"command_id": "c-1", "type": "unheard.of", "tenant_id": "acme"});
+    let command = json!({
+        "command_id": "c-1", "type": "unheard.of", "tenant_id": "acme", "principal": "user:eve", "authority": 5,
+        "issued_at": "2026-01-01T00:00:00Z", "body": {},
+    });
     said.extend(desk.step(2, Input::Commands, "acme", &[command]));
     let mut ids = std::collections::BTreeSet::new();
     for record in &said {

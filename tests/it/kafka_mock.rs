@@ -187,7 +187,9 @@ fn a_record_the_broker_never_takes_becomes_a_described_dead_letter() {
     let topics = topics(1);
     let mock = Mock::with_topics(&topics).unwrap();
     let mut traffic = Traffic::new(&mock.settings(), &topics, 3);
-    let sidecar = Sidecar::start(config(&mock, &topics, "a"), Toy::default());
+    let mut config = config(&mock, &topics, "a");
+    config.client.properties.insert("message.max.bytes".into(), "1000000".into());
+    let sidecar = Sidecar::start(config, Toy::default());
     traffic.send(10);
     traffic.send_one("k0", "huge");
     traffic.send(10);

@@ -14,6 +14,7 @@ mod demo_traffic;
 mod determinism;
 mod end_to_end;
 mod fuzz;
+mod governance;
 mod kafka_bounds;
 mod kafka_mock;
 mod kafka_real;

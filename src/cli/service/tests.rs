@@ -21,7 +21,13 @@ fn start(mock: &Mock, topics: &Topics, slot: &str) -> Service {
         ..ShellConfig::new(mock.settings(), "readiness", slot, topics.clone())
     };
     let roles = crate::config::Config::default().roles;
-    Service::start(Some((loaded, shell)), &roles, listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(), "test").unwrap()
+    Service::start(
+        Some((loaded, shell, Governance::Files)),
+        &roles,
+        listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(),
+        "test",
+    )
+    .unwrap()
 }
 
 fn get(service: &Service, path: &str) -> (u16, String) {
@@ -164,7 +170,8 @@ fn core_alone_owns_partitions_and_shows_no_page() {
     let loaded = load::build(&Texts::demo(), load::defaults()).unwrap();
     let shell = ShellConfig::new(mock.settings(), "roles", "a", topics);
     let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    let service = Service::start(Some((loaded, shell)), &[Role::Core].into(), listener, "test").unwrap();
+    let service =
+        Service::start(Some((loaded, shell, Governance::Files)), &[Role::Core].into(), listener, "test").unwrap();
     eventually("it owns", || partitions(&service) == 1 && reasons(&service).is_empty());
     assert_eq!(get(&service, "/").0, 404);
     service.drain(SOON).unwrap();
@@ -175,7 +182,9 @@ fn a_broker_that_is_not_there_keeps_a_process_alive_and_not_ready() {
     let loaded = load::build(&Texts::demo(), load::defaults()).unwrap();
     let shell = ShellConfig::new(crate::kafka::ClientSettings::new("127.0.0.1:1"), "g", "a", Topics::default());
     let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    let service = Service::start(Some((loaded, shell)), &[Role::Core, Role::Serve].into(), listener, "test").unwrap();
+    let service =
+        Service::start(Some((loaded, shell, Governance::Files)), &[Role::Core, Role::Serve].into(), listener, "test")
+            .unwrap();
     eventually("it says what it waits for", || reasons(&service) == ["kafka"]);
     assert!(get(&service, "/readyz").1.contains("127.0.0.1:1"), "the address is named");
     assert_eq!(get(&service, "/healthz").0, 200);

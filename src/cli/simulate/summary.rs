@@ -96,7 +96,7 @@ impl Summary {
                     }
                     ("shadow", a.after.get("would").and_then(Value::as_str).unwrap_or(&a.kind).to_owned())
                 }
-                Decision::CommandResult(_) => continue,
+                Decision::CommandResult(_) | Decision::Policy(_) => continue,
             };
             *counts.entry(file).or_default().entry(kind).or_default() += 1;
         }

@@ -8,7 +8,7 @@ use crate::policy::model::{Policy, Status};
 use super::sets::{DECIDE, policy_act};
 use super::{
     Act, By, Change, Effects, MOST, Order, Proposal, ProposalStatus, Provenance, Refusal, Register, Version, authority,
-    faultless, free_of_conflict, within,
+    free_of_conflict, within,
 };
 
 /// Least authority of who proposes (MONITOR).
@@ -65,7 +65,7 @@ impl Register {
             }
             _ => {}
         }
-        faultless((order.faults)(&self.with(&policy), &self.terms()))?;
+        self.faultless(self.with(&policy), &self.terms(), order)?;
         if self.proposals.len() >= MOST && open.is_none() {
             return Err(Refusal::new("too_many", format!("there are {MOST} proposals")));
         }
@@ -146,7 +146,7 @@ impl Register {
         let policy = Policy { status: Status::Active, ..policy };
         let toggled = self.toggled(policy.clone());
         free_of_conflict(conflicts_with(self.all(), &toggled))?;
-        faultless((order.faults)(&self.with(&toggled), &self.terms()))?;
+        self.faultless(self.with(&toggled), &self.terms(), order)?;
         let mut effects = Effects::default();
         let before = proposal.status;
         if proposal.current_version != number {

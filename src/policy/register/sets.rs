@@ -10,7 +10,7 @@ use crate::policy::model::{LimitStatus, Policy};
 
 use super::{
     Act, Change, Effects, Order, PolicyKey, Provenance, Refusal, Register, SetInfo, SetOrder, Toggle, authority,
-    faultless, free_of_conflict, free_of_dependents, within,
+    free_of_conflict, free_of_dependents, within,
 };
 
 /// Least authority of who applies a set, deletes, retires and changes limits (GUARDIAN).
@@ -77,7 +77,7 @@ impl Register {
             let left = self.policies.get(&(tenant.clone(), id.clone())).and_then(|h| h.policy.as_ref());
             free_of_dependents(dependents(after.iter().copied().chain(left), tenant, id))?;
         }
-        faultless((order.faults)(&after, &set.terms))?;
+        self.faultless(after, &set.terms, order)?;
         let before = self.set.as_ref().map(|s| json!({"generation": s.generation, "digest": s.digest}));
         let mut effects = Effects::default();
         let info = json!({
@@ -187,7 +187,9 @@ impl Register {
         if super::in_force(&changed) {
             free_of_conflict(crate::policy::conflict::conflicts_with(self.all(), &changed))?;
         }
-        faultless((order.faults)(&self.with(&changed), &self.terms()))?;
+        if status == LimitStatus::Active {
+            self.faultless(self.with(&changed), &self.terms(), order)?;
+        }
         let toggle = Toggle { status, changed_at: by.at, changed_by: by.principal.clone(), reason: by.reason.clone() };
         let key = (policy.tenant.clone(), policy.id.clone());
         self.toggles.insert((key.0.clone(), key.1.clone(), policy.limits[number].id.clone()), toggle);

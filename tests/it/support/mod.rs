@@ -96,7 +96,7 @@ pub fn essence(decision: &Decision) -> Option<String> {
             a.members_total
         )),
         Decision::Audit(a) => Some(format!("audit {} {} {}", a.audit_id, a.kind, a.reason)),
-        Decision::CommandResult(_) => None,
+        Decision::CommandResult(_) | Decision::Policy(_) => None,
     }
 }
 
