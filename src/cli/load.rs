@@ -70,6 +70,11 @@ const METRICS: &[(&str, &str)] = shipped!(
     "tenant_runs_1h" "provider_cost_usd_1h"
 );
 
+/// A policy file that a command carries.
+pub(super) fn text(path: &Path) -> Result<Text, Failure> {
+    file(path)
+}
+
 fn file(path: &Path) -> Result<Text, Failure> {
     let name = path.display().to_string();
     let failed = |e: std::io::Error| Failure::Invalid(format!("cannot read {name}: {e}"));

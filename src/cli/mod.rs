@@ -4,6 +4,7 @@
 //! 0 done; 1 invalid input; 2 usage; 3 could not reach or write.
 
 mod check;
+mod commanding;
 mod demo;
 mod governing;
 mod keys;
@@ -37,7 +38,8 @@ Start here:
   runwarden check                      compile every query and policy, and learn where they are wrong
   runwarden simulate --policies config/policies --telemetry events.jsonl --out out
                                        what these policies would have done on recorded telemetry
-  runwarden run                        the sidecar itself, on the Kafka of config/runwarden.toml"
+  runwarden run                        the sidecar itself, on the Kafka of config/runwarden.toml
+  runwarden policy status              what is in force there, and since when"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -60,6 +62,170 @@ enum Command {
     Replay(ReplayArguments),
     /// Creates, describes or resizes the topics of the configuration
     Topics(TopicsArguments),
+    /// Policies in force: what they are, drafts of new ones, limits on and off
+    Policy(PolicyArguments),
+    /// Proposals: drafts that a person approves or rejects
+    Proposal(ProposalArguments),
+    /// Overrides: a policy out of force for a tenant for some minutes
+    Override(OverrideArguments),
+}
+
+/// What every command that is sent needs.
+#[derive(Debug, clap::Args)]
+struct SendArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Tenant of the policy, or whom the override is for; * is all
+    #[arg(long, global = true, value_name = "TENANT", default_value = "*")]
+    tenant: String,
+    /// Why; kept on the audit topic
+    #[arg(long, global = true, value_name = "TEXT", default_value = "")]
+    reason: String,
+    /// Who you are, as the audit names you (user:NAME); default: $USER
+    #[arg(long = "as", global = true, value_name = "NAME")]
+    user: Option<String>,
+    /// The authority to act with: 1 WORKER, 2 WATCHDOG, 3 MONITOR, 4 GUARDIAN, 5 SYSTEM; never more than the key's
+    #[arg(long, global = true, value_name = "LEVEL", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=5))]
+    authority: u8,
+    /// Act for one tenant only: nothing of others can be touched
+    #[arg(long, global = true, value_name = "TENANT", default_value = "*")]
+    on_behalf_of: String,
+    /// How long to wait for the answer
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration, default_value = "15s")]
+    wait: std::time::Duration,
+    /// Id of the command: sent again with the same id it counts once
+    #[arg(long, global = true, value_name = "ID")]
+    command_id: Option<String>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+const SENDING: &str = "\
+The command is signed with [auth] sign-with, or with the key that the sidecar made in its data directory, goes to the commands topic, \
+and is answered by the one writer of policies.
+Exit codes: 0 accepted, 1 refused (with the reason), 3 no answer.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = SENDING)]
+struct PolicyArguments {
+    #[command(flatten)]
+    send: SendArguments,
+    #[command(subcommand)]
+    action: PolicyAction,
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyAction {
+    /// What is in force: revision, snapshot, generation of the files
+    Status,
+    /// The policies that the register holds
+    List,
+    /// One policy, whole
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Drafts a new policy: a proposal, which a person approves
+    Create {
+        /// A policy file with one policy
+        file: PathBuf,
+    },
+    /// Drafts another version of a policy that is in force or drafted
+    Update {
+        /// A policy file with one policy
+        file: PathBuf,
+    },
+    /// Deletes a policy that came from a proposal, unless others depend on it (GOV-POL-002)
+    Delete {
+        /// Its id
+        id: String,
+    },
+    /// Takes a policy that came from a proposal out of force; it stays as RETIRED
+    Retire {
+        /// Its id
+        id: String,
+    },
+    /// Puts a limit in force again
+    Enable {
+        /// Id of the policy
+        id: String,
+        /// Id of the limit
+        limit: String,
+    },
+    /// Takes a limit out of force, whatever file or proposal it came from, until it is enabled
+    Disable {
+        /// Id of the policy
+        id: String,
+        /// Id of the limit
+        limit: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = SENDING)]
+struct ProposalArguments {
+    #[command(flatten)]
+    send: SendArguments,
+    #[command(subcommand)]
+    action: ProposalAction,
+}
+
+#[derive(Debug, Subcommand)]
+enum ProposalAction {
+    /// Every proposal and where it stands
+    List,
+    /// The versions of a proposal, whole
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Drafts a policy, new or another version
+    Create {
+        /// A policy file with one policy
+        file: PathBuf,
+    },
+    /// Puts the draft in force, unless that would make a BLOCKING conflict (GOV-POL-001)
+    Approve {
+        /// Its id
+        id: String,
+    },
+    /// Says no; --reason is required, and the draft is kept
+    Reject {
+        /// Its id
+        id: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = SENDING)]
+struct OverrideArguments {
+    #[command(flatten)]
+    send: SendArguments,
+    #[command(subcommand)]
+    action: OverrideAction,
+}
+
+#[derive(Debug, Subcommand)]
+enum OverrideAction {
+    /// Every override of the last 60 days and where it stands
+    List,
+    /// Takes a policy out of force for --tenant; reaches runs that are bound to it already; --reason is required
+    Grant {
+        /// Id of the policy
+        policy: String,
+        /// For how long; the policy's own `override` bounds it
+        #[arg(long)]
+        minutes: u32,
+        /// Tenant of the policy, where that is not --tenant; * is that of policies of all tenants
+        #[arg(long, value_name = "TENANT", default_value = "*")]
+        policy_tenant: String,
+    },
+    /// Ends an override before its time
+    Revoke {
+        /// Its id
+        id: String,
+    },
 }
 
 /// `--config`, shared by the subcommands that read it.
@@ -322,6 +488,9 @@ pub fn main() -> ExitCode {
         Command::Test(a) => test::main(&a),
         Command::Replay(a) => replay::main(&a),
         Command::Topics(a) => topics::main(&a),
+        Command::Policy(a) => commanding::policy(&a),
+        Command::Proposal(a) => commanding::proposal(&a),
+        Command::Override(a) => commanding::overriding(&a),
     };
     match result {
         Ok(code) => code,

@@ -78,17 +78,17 @@ fn lines() -> Vec<String> {
 }
 
 /// Where one test works: its topics, its files, its configuration.
-struct Site {
+pub struct Site {
     brokers: String,
-    client: ClientSettings,
-    topics: Topics,
-    dir: tempfile::TempDir,
+    pub client: ClientSettings,
+    pub topics: Topics,
+    pub dir: tempfile::TempDir,
     lines: Vec<String>,
 }
 
 impl Site {
     /// `settings`: TOML that follows `[time]`. `None`, said, without a broker.
-    fn new(test: &str, partitions: i32, time: &str) -> Option<Self> {
+    pub fn new(test: &str, partitions: i32, time: &str) -> Option<Self> {
         let Some(brokers) = shared() else {
             skipped(test);
             return None;
@@ -130,11 +130,11 @@ listen = \"127.0.0.1:0\"
         Some(site)
     }
 
-    fn config(&self) -> PathBuf {
+    pub fn config(&self) -> PathBuf {
         self.dir.path().join("runwarden.toml")
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_runwarden"));
         command.args(arguments).current_dir(self.dir.path()).stdin(Stdio::null());
         if arguments.last() == Some(&"--config") {
@@ -158,7 +158,7 @@ listen = \"127.0.0.1:0\"
         assert_eq!(self.read(topic).len(), self.lines.len());
     }
 
-    fn read(&self, topic: &str) -> Vec<OwnedRecord> {
+    pub fn read(&self, topic: &str) -> Vec<OwnedRecord> {
         read_topic(&self.client, topic).unwrap()
     }
 
@@ -215,7 +215,7 @@ listen = \"127.0.0.1:0\"
     }
 
     /// A sidecar that runs until it is told to stop; `life` numbers its log.
-    fn sidecar(&self, life: usize) -> Running {
+    pub fn sidecar(&self, life: usize) -> Running {
         let log = self.dir.path().join(format!("run-{life}.log"));
         let child = self
             .command(&["run", "--config"])
@@ -292,7 +292,7 @@ listen = \"127.0.0.1:0\"
     }
 
     /// Runs a subcommand: its exit code, standard output and error.
-    fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+    pub fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
         let output = self.command(arguments).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code(), text(&output.stdout), text(&output.stderr))
@@ -403,17 +403,17 @@ fn assert_sound(log: &str) {
 }
 
 /// A sidecar process.
-struct Running {
+pub struct Running {
     child: Child,
     log: PathBuf,
 }
 
 impl Running {
-    fn said(&self) -> String {
+    pub fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    fn await_restored(&mut self, partitions: i32) {
+    pub fn await_restored(&mut self, partitions: i32) {
         let deadline = Instant::now() + LONG;
         while self.said().matches("partition restored").count() < partitions as usize {
             let ended = self.child.try_wait().unwrap();
@@ -422,14 +422,14 @@ impl Running {
         }
     }
 
-    fn kill(mut self) {
+    pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         assert_sound(&self.said());
     }
 
     /// SIGTERM; it has to end well.
-    fn terminate(mut self) -> Duration {
+    pub fn terminate(mut self) -> Duration {
         let begun = Instant::now();
         signal(&self.child, "TERM");
         let status = self.child.wait().unwrap();

@@ -15,6 +15,7 @@ mod determinism;
 mod end_to_end;
 mod fuzz;
 mod governance;
+mod governed;
 mod kafka_bounds;
 mod kafka_mock;
 mod kafka_real;
