@@ -20,7 +20,7 @@ use crate::decide;
 use crate::decide::commands::{Command, SYSTEM};
 use crate::kafka::follow::Follower;
 use crate::kafka::produce::Producer;
-use crate::kafka::{ClientSettings, Topics};
+use crate::kafka::{ClientSettings, Error, ShellConfig, Topics};
 use crate::metrics::Metrics;
 use crate::metrics::labels::SetOutcome;
 use crate::pipeline::terms::{self, IN_FORCE, Standing};
@@ -36,6 +36,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const FILES: Duration = Duration::from_secs(2);
 /// After so long without an answer the same command is sent again.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How long a look at what is in force may take in all.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between attempts to reach the topics.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -57,6 +59,29 @@ impl Governed {
     pub(super) fn released(&self) -> bool {
         self.released.load(Ordering::Acquire)
     }
+}
+
+/// The terms that the policies topic says are in force; `None`: none, or there is no such topic.
+pub(super) fn in_force_now(shell: &ShellConfig, tuning: &Tuning) -> Result<Option<InForce>, Failure> {
+    let mut follower = match Follower::new(&shell.client, "runwarden-policies", &[&shell.topics.policies]) {
+        Ok(follower) => follower,
+        Err(Error::MissingTopic(_)) => return Ok(None),
+        Err(error) => return Err(Failure::reach(error)),
+    };
+    let mut payload = None;
+    let until = Instant::now() + PATIENCE;
+    while !follower.caught_up() {
+        if let Some(record) = follower.next(LOOK)
+            && record.key.as_deref() == Some(IN_FORCE.as_bytes())
+        {
+            payload = record.payload;
+        }
+        if Instant::now() > until {
+            return Err(Failure::Reach("the policies topic could not be read to its end".into()));
+        }
+    }
+    let read = payload.map(|payload| InForce::read(&payload, [], tuning));
+    Ok(read.transpose().map_err(Failure::unreadable)?.map(|(_, in_force)| in_force))
 }
 
 /// A set of files as it is sent.
@@ -254,7 +279,7 @@ impl Governor {
         }
     }
 
-    fn offer(&self, revision: u64) -> Result<Offered, crate::kafka::Error> {
+    fn offer(&self, revision: u64) -> Result<Offered, Error> {
         let SetFiles { generation, digest, .. } = &self.set;
         let command_id = decide::of(&["policy_set.apply", digest, &generation.to_string(), &revision.to_string()]);
         let command = Command {

@@ -6,6 +6,7 @@
 mod check;
 mod commanding;
 mod demo;
+mod explain;
 mod governing;
 mod keys;
 pub mod load;
@@ -68,6 +69,23 @@ enum Command {
     Proposal(ProposalArguments),
     /// Overrides: a policy out of force for a tenant for some minutes
     Override(OverrideArguments),
+    /// Why something was decided: events, SQL, window, policies considered; and decides it again
+    Explain(ExplainArguments),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The recorded steps that led to the decision are run again on an empty core, exactly as they were cut, under the terms of then.
+Exit codes: 0 explained (also when telemetry, steps or terms have expired: it says so), 1 no such decision, or run again it comes out \
+differently, 3 the broker could not be reached.")]
+struct ExplainArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// Id of a signal, an intervention, an alert or an audit line
+    id: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// What every command that is sent needs.
@@ -491,6 +509,7 @@ pub fn main() -> ExitCode {
         Command::Policy(a) => commanding::policy(&a),
         Command::Proposal(a) => commanding::proposal(&a),
         Command::Override(a) => commanding::overriding(&a),
+        Command::Explain(a) => explain::main(&a),
     };
     match result {
         Ok(code) => code,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cli::{Failure, ResizeArguments, load};
+use crate::cli::{Failure, ResizeArguments, governing, keys, load};
 use crate::config::Config;
 use crate::kafka::resize::{Order, Report, resize};
 use crate::kafka::{CoreFactory, Error, Event, Observer};
@@ -16,7 +16,13 @@ pub(super) fn main(arguments: &ResizeArguments, config: &Config) -> Result<ExitC
         crate::logging::init(&config.log, Some(&filter)).map_err(Failure::invalid)?;
     }
     let loaded = load::build(&load::texts(config)?, load::tuning(config))?;
-    let settings = Arc::new(loaded.settings);
+    let shell = load::shell(config);
+    let tuning = load::Tuning { keys: keys::of(config)?.ring, ..load::tuning(config) };
+    // what is in force there, not what the files say by now
+    let settings = match governing::in_force_now(&shell, &tuning)? {
+        Some(in_force) => in_force.settings,
+        None => Arc::new(loaded.settings),
+    };
     let factory: CoreFactory = Arc::new(move |partition, partitions| {
         Ok(Box::new(Partition::new(Arc::clone(&settings), Own { partition, partitions })?))
     });
@@ -28,7 +34,7 @@ pub(super) fn main(arguments: &ResizeArguments, config: &Config) -> Result<ExitC
     };
     let begun = Instant::now();
     let say = |text: &str| eprintln!("[{:7.1} s] {text}", begun.elapsed().as_secs_f64());
-    let report = resize(&load::shell(config), factory, Arc::new(Teller(begun)), order, &say).map_err(failure)?;
+    let report = resize(&shell, factory, Arc::new(Teller(begun)), order, &say).map_err(failure)?;
     print!("{}", summary(&report, order, &format!("{:.1} s", begun.elapsed().as_secs_f64())));
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,7 @@
 //! from now on (whoever waits for an answer).
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{ClientSettings, Isolation, Logged};
 use super::errors::Error;
-use super::reader::OwnedRecord;
+use super::reader::{OwnedRecord, patiently};
 
 /// How long the broker may take to describe a topic.
 const METADATA: Duration = Duration::from_secs(10);
@@ -47,7 +47,8 @@ impl Follower {
         let mut followed = BTreeSet::new();
         for topic in topics {
             let failed = |e| Error::broker(format!("cannot follow {topic}"), e);
-            let metadata = consumer.fetch_metadata(Some(topic), METADATA).map_err(failed)?;
+            let until = Instant::now() + METADATA;
+            let metadata = patiently(until, || consumer.fetch_metadata(Some(topic), METADATA)).map_err(failed)?;
             let known = metadata.topics().iter().filter(|t| t.error().is_none() && !t.partitions().is_empty());
             let known: Vec<i32> = known.flat_map(|t| t.partitions()).map(|p| p.id()).collect();
             if known.is_empty() {
@@ -56,7 +57,10 @@ impl Follower {
             for partition in known {
                 let from = match at_end {
                     // asked for now: a logical end would be looked up when the first record is fetched
-                    true => Offset::Offset(consumer.fetch_watermarks(topic, partition, METADATA).map_err(failed)?.1),
+                    true => {
+                        let ends = patiently(until, || consumer.fetch_watermarks(topic, partition, METADATA));
+                        Offset::Offset(ends.map_err(failed)?.1)
+                    }
                     false => Offset::Beginning,
                 };
                 partitions.add_partition_offset(topic, partition, from).map_err(failed)?;

@@ -15,6 +15,7 @@ pub mod mock;
 pub mod produce;
 pub mod provision;
 pub mod reader;
+pub mod recorded;
 pub mod resize;
 pub mod shell;
 pub mod status;

@@ -341,6 +341,18 @@ impl Ends {
     }
 }
 
+/// Asks again while the answer is one that passes: a topic just made has no leader for a moment.
+pub(super) fn patiently<T>(deadline: Instant, mut ask: impl FnMut() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    loop {
+        match ask() {
+            Err(error) if is_transient(&error) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Reads every committed record of a topic, all partitions, from the start to the end as it is now; ordered by partition and
 /// offset. Waits, at most half a minute, for transactions that are being written or committed.
 pub fn read_topic(client: &ClientSettings, topic: &str) -> Result<Vec<OwnedRecord>, Error> {
@@ -348,24 +360,20 @@ pub fn read_topic(client: &ClientSettings, topic: &str) -> Result<Vec<OwnedRecor
     let reader = &ends.committed;
     let context = |what: &str| format!("cannot {what} topic {topic}");
     let deadline = Instant::now() + Duration::from_secs(30);
-    let partitions = loop {
-        match reader.partitions(topic) {
-            Ok(count) => break count,
-            Err(error) if is_transient(&error) && Instant::now() < deadline => {}
-            Err(error) => return Err(Error::broker(context("find"), error)),
-        }
-    };
+    let partitions = patiently(deadline, || reader.partitions(topic)).map_err(|e| Error::broker(context("find"), e))?;
     if partitions == 0 {
         return Err(Error::MissingTopic(topic.to_owned()));
     }
     let mut records = Vec::new();
     for partition in 0..partitions {
         let failed = |e| Error::broker(context("read"), e);
-        let written = ends.written(topic, partition).map_err(failed)?;
-        while ends.stable(topic, partition).map_err(failed)? < written && Instant::now() < deadline {
+        let written = patiently(deadline, || ends.written(topic, partition)).map_err(failed)?;
+        while patiently(deadline, || ends.stable(topic, partition)).map_err(failed)? < written
+            && Instant::now() < deadline
+        {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let (low, high) = reader.watermarks(topic, partition).map_err(failed)?;
+        let (low, high) = patiently(deadline, || reader.watermarks(topic, partition)).map_err(failed)?;
         if low == high {
             continue;
         }

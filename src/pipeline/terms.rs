@@ -280,10 +280,13 @@ fn with_conditions(mut findings: Vec<policy::Finding>, set: &PolicySet, known: &
     findings
 }
 
+/// The metrics of terms, or what is wrong with them.
+type Compiled = Result<Vec<Known>, Vec<String>>;
+
 /// Judges policies under the terms of a register; remembers the last terms, which seldom change.
 #[derive(Default)]
 pub struct Judge {
-    last: Option<(Terms, Result<Vec<Known>, Vec<String>>)>,
+    last: Option<(Terms, Compiled)>,
 }
 
 impl Judge {

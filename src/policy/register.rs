@@ -338,6 +338,8 @@ pub enum Item {
 }
 
 type PolicyKey = (Arc<str>, Arc<str>);
+/// Tenant, policy, limit.
+type LimitKey = (Arc<str>, Arc<str>, Arc<str>);
 
 /// The register.
 #[derive(Debug, Default)]
@@ -346,7 +348,7 @@ pub struct Register {
     policies: BTreeMap<PolicyKey, Held>,
     proposals: BTreeMap<String, Proposal>,
     versions: BTreeMap<(String, u32), Version>,
-    toggles: BTreeMap<(Arc<str>, Arc<str>, Arc<str>), Toggle>,
+    toggles: BTreeMap<LimitKey, Toggle>,
     overrides: BTreeMap<String, Override>,
     superseded: BTreeMap<String, Micros>,
     revision: u64,

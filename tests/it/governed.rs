@@ -3,9 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use runwarden::clock::Wall;
 use runwarden::decide::id::rfc3339;
 use runwarden::kafka::produce::Producer;
@@ -88,8 +93,10 @@ fn ready(sidecar: &mut Running, partitions: i32) {
 fn metric(sidecar: &Running, name: &str) -> Option<f64> {
     let said = sidecar.said();
     let address = said.split("address=").nth(1)?.split_whitespace().next()?.to_owned();
-    let output = Command::new("curl").args(["-s", &format!("http://{address}/metrics")]).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
@@ -243,4 +250,57 @@ fn files_that_change_are_put_in_force_and_those_that_do_not_hold_are_refused_who
     send(&site, "run.step", "r", 300);
     eventually("the old run nears its own limit", SOON, || signals(&site, "r").len() == 1);
     drop(sidecar);
+}
+
+/// Retention, at once: every record of a topic is gone.
+fn forget(site: &Site, topic: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &site.client.brokers).create().unwrap();
+    let mut list = TopicPartitionList::new();
+    for partition in 0..site.topics.partitions {
+        list.add_partition_offset(topic, partition, Offset::End).unwrap();
+    }
+    futures::executor::block_on(admin.delete_records(&list, &AdminOptions::new())).unwrap();
+}
+
+#[test]
+fn a_decision_is_explained_and_decided_again_from_its_recorded_steps() {
+    let Some(site) = site("explain", 2, &limit(1_000)) else { return };
+    let mut sidecar = site.sidecar(0);
+    ready(&mut sidecar, 2);
+    await_revision(&site, 1);
+    for n in 0..20 {
+        send(&site, "run.step", "other", n);
+        send(&site, "run.step", "r", 60);
+    }
+    eventually("the run breaches", SOON, || signals(&site, "r").len() == 2);
+    let explain = |id: &str, more: &[&str]| site.run(&[&["explain", id], more, &["--config"]].concat());
+    for (topic, field, what) in [
+        (&site.topics.signals, "signal_id", "signal"),
+        (&site.topics.interventions, "intervention_id", "intervention"),
+        (&site.topics.alerts, "alert_id", "alert"),
+    ] {
+        let id = on(&site, topic).last().unwrap()[field].as_str().unwrap().to_owned();
+        let (code, out, errors) = explain(&id, &["--json"]);
+        assert_eq!(code, Some(0), "{what}: {out}\n{errors}");
+        let told: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((&told["what"], &told["again"]["same"]), (&json!(what), &json!(true)), "{told}");
+        assert!(told["sql"].as_str().unwrap().contains("metric: run_tokens"));
+        assert_eq!(told["policy"]["id"], "run");
+        let most = told["events"]["count"].as_u64().unwrap();
+        assert!((14..=17).contains(&most), "those of the run up to the crossing: {most}");
+    }
+    let breach = on(&site, &site.topics.signals).into_iter().find(|s| s["kind"] == "BREACH").unwrap();
+    let (_, out, _) = explain(breach["signal_id"].as_str().unwrap(), &[]);
+    for part in
+        ["BREACH run_tokens of RUN r, tenant acme: 1020 of 1000", "policy run version 1", "run again   the same", "… "]
+    {
+        assert!(out.contains(part), "{part} in\n{out}");
+    }
+    let (code, _, errors) = explain("00000000-0000-0000-0000-000000000000", &[]);
+    assert!(code == Some(1) && errors.contains("unknown, or expired"), "{errors}");
+    forget(&site, &site.topics.telemetry);
+    let (code, out, errors) = explain(breach["signal_id"].as_str().unwrap(), &[]);
+    assert!(code == Some(0) && out.contains("not possible: expired"), "{out}{errors}");
+    sidecar.terminate();
 }

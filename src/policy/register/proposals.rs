@@ -225,7 +225,7 @@ impl Register {
         let policy =
             self.versions.get(&(proposal_id.to_owned(), number)).map(|v| v.policy.clone()).ok_or_else(missing)?;
         authority(by, DECIDE.max(policy.min_authority))?;
-        if !by.principal.strip_prefix("user:").is_some_and(|name| !name.is_empty()) {
+        if by.principal.strip_prefix("user:").is_none_or(str::is_empty) {
             let reason = format!("a proposal is {what} by a person (user:<name>), never by {}", by.principal);
             return Err(Refusal::new("not_a_person", reason));
         }
