@@ -10,10 +10,10 @@ impl Config {
         let (l, d) = (&self.limits, &default.limits);
         let changed = [
             ("paths.panels", self.paths.panels != default.paths.panels),
-            ("paths.data", self.paths.data != default.paths.data),
             ("sql.listen", self.sql != default.sql),
             ("otlp", self.otlp != default.otlp),
-            ("auth", self.auth != default.auth),
+            ("auth.loopback", self.auth.loopback != default.auth.loopback),
+            ("auth.tokens", self.auth.tokens != default.auth.tokens),
             ("limits.agent-retention", l.agent_retention != d.agent_retention),
             ("limits.tombstone-retention", l.tombstone_retention != d.tombstone_retention),
             ("limits.stop-grace", l.stop_grace != d.stop_grace),
