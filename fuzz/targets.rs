@@ -10,7 +10,8 @@ use std::sync::{Arc, OnceLock};
 
 use runwarden::cli::load::{self, Texts};
 use runwarden::clock::{SECOND, Wall};
-use runwarden::kafka::core::{Core, Input, InputBatch, Record, StepInput};
+use runwarden::decide::commands::{Command, Keyring};
+use runwarden::kafka::core::{Core, Input, InputBatch, Record, StepInput, Topic};
 use runwarden::pipeline::{Own, Partition, Settings};
 use runwarden::telemetry::files::Files;
 use runwarden::telemetry::{self, Decoder, Origin, redacted_json};
@@ -111,6 +112,67 @@ fn events(from: usize, to: usize) -> Vec<Vec<u8>> {
         .into_bytes()
     };
     (from..to).map(event).collect()
+}
+
+/// Commands, one a line: each is answered once or is one dead letter. What is JSON is tried a second time with a good signature,
+/// since only that reaches the writer.
+pub fn commands(data: &[u8]) {
+    thread_local! {
+        static CORE: std::cell::RefCell<(Partition, u64)> = std::cell::RefCell::new((signed_partition(), 0));
+    }
+    let mut payloads = Vec::new();
+    for (n, line) in data.split(|b| *b == b'\n').take(20).enumerate() {
+        payloads.push(line.to_vec());
+        let Ok(value) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
+        let text = |name: &str| value[name].as_str().map(str::to_owned);
+        let command = Command {
+            command_id: text("command_id").unwrap_or_else(|| format!("c{n}")),
+            kind: text("type").unwrap_or_else(|| "proposal.create".into()),
+            tenant_id: text("tenant_id").unwrap_or_else(|| "*".into()),
+            principal: text("principal").unwrap_or_else(|| "user:ada".into()),
+            authority: 5,
+            issued_at: NOW.0,
+            body: value["body"].clone(),
+            key_id: None,
+        };
+        payloads.extend(ring().sign(command, "k"));
+    }
+    CORE.with_borrow_mut(|(core, number)| {
+        *number += 1;
+        let record = |(i, payload)| Record {
+            offset: *number as i64 * 1_000 + i as i64,
+            timestamp: 0,
+            key: Some(b"*".as_slice()),
+            payload: Some(payload),
+            headers: &[],
+        };
+        let records = payloads.iter().map(Vec::as_slice).enumerate().map(record).collect();
+        let inputs = vec![InputBatch { input: Input::Commands, records, at_end: false }];
+        let input = StepInput { number: *number, now: NOW, inputs, replaying: false, finish: false };
+        let said = core.step(&input).expect("no command stops a core").records;
+        let on = |topic| said.iter().filter(|r| r.topic == topic).count();
+        assert_eq!(on(Topic::CommandResults) + on(Topic::DeadLetter), payloads.len(), "one answer or dead letter each");
+        if number.is_multiple_of(500) {
+            (*core, *number) = (signed_partition(), 0);
+        }
+    });
+}
+
+fn ring() -> Keyring {
+    let mut keys = Keyring::default();
+    keys.add("k", b"a key for fuzzing", 5);
+    keys
+}
+
+/// A partition that knows the key and has the demo's policies in force.
+fn signed_partition() -> Partition {
+    static SETTINGS: OnceLock<Arc<Settings>> = OnceLock::new();
+    let make = || {
+        let tuning = load::Tuning { keys: Arc::new(ring()), ..load::defaults() };
+        Arc::new(load::build(&Texts::demo(), tuning).expect("what is shipped is valid").settings)
+    };
+    let settings = Arc::clone(SETTINGS.get_or_init(make));
+    Partition::new(settings, Own { partition: 0, partitions: 1 }).expect("what is shipped is valid")
 }
 
 /// What a partition checkpoints after some events.

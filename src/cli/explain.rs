@@ -8,17 +8,21 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use datafusion::arrow::array::{Array as _, AsArray as _};
 use serde_json::{Value, json};
 
 use crate::cli::{ExplainArguments, Failure, load};
-use crate::decide::records::{Decision, Signal};
+use crate::clock::Wall;
+use crate::decide::records::{Decision, Place, Signal};
 use crate::kafka::core::{Input, InputBatch, Record, StepInput};
 use crate::kafka::reader::OwnedRecord;
 use crate::kafka::recorded::{Recorded, Stretch, Unavailable, read, search};
 use crate::kafka::{Error, ShellConfig};
+use crate::pipeline::intake::Rows;
 use crate::pipeline::terms::{self, Texts, Tuning};
 use crate::pipeline::{Own, Partition, Settings};
 use crate::policy::{EffectiveLimit, Snapshot, Terms};
+use crate::telemetry::{self, Decoder, Origin, redacted_json};
 
 /// Headers of a record.
 type Headers<'a> = Vec<(&'a str, &'a [u8])>;
@@ -159,7 +163,7 @@ impl Site {
             return Ok(());
         };
         let input = if first.topic == self.shell.topics.repartition { Input::Repartition } else { Input::Telemetry };
-        let until = crate::clock::Wall(signal.decided_at);
+        let until = Wall(signal.decided_at);
         let stretch = Stretch { partition: first.partition, input, offset: first.offset, until };
         let recorded = match read(&self.shell.client, &self.shell.topics, &stretch) {
             Ok(recorded) => recorded,
@@ -169,7 +173,7 @@ impl Site {
             }
             Err(Unavailable::Broker(error)) => return Err(reach(error)),
         };
-        explained.events = events(signal, &recorded);
+        explained.events = events(signal, &recorded, &Arc::new(self.tuning.telemetry.clone()));
         let core = match settings(snapshot, &self.tuning) {
             Ok(settings) => {
                 let own = Own { partition: stretch.partition, partitions: recorded.partitions };
@@ -305,35 +309,39 @@ fn field(kind: &str) -> &'static str {
     }
 }
 
-/// Events of the signal's scope and window up to its last record, with their places: how many, and the first and last ones.
-fn events(signal: &Signal, recorded: &Recorded) -> (usize, Vec<Value>) {
+/// Events of the signal's scope and window up to its last record, with their places: how many, and the first and last ones. They are
+/// shown as they were decoded: what is not kept of telemetry is not shown either.
+fn events(signal: &Signal, recorded: &Recorded, decoder: &Arc<telemetry::Settings>) -> (usize, Vec<Value>) {
     let last = signal.evidence.last.as_ref();
-    let mut found = Vec::new();
-    for record in recorded.records.iter().flatten() {
-        if last.is_some_and(|l| l.topic == record.topic && l.partition == record.partition && record.offset > l.offset)
-        {
-            continue;
-        }
-        let Some(event) = record.payload.as_deref().and_then(|p| serde_json::from_slice::<Value>(p).ok()) else {
-            continue;
-        };
-        let time = match &event["event_time"] {
-            Value::Number(ms) => ms.as_i64().map(|ms| ms.saturating_mul(1_000)),
-            Value::String(text) => chrono::DateTime::parse_from_rfc3339(text).ok().map(|t| t.timestamp_micros()),
-            _ => None,
-        };
-        let within = time.is_some_and(|t| (signal.window_start..=signal.window_end).contains(&t));
-        if within && event["tenant_id"] == *signal.tenant_id && event[field(&signal.scope.kind)] == *signal.scope.id {
-            found.push(
-                json!({"topic": record.topic, "partition": record.partition, "offset": record.offset, "event": event}),
-            );
+    let mut decoder = Decoder::new(Arc::clone(decoder));
+    for (input, records) in (0_u8..).zip(&recorded.records) {
+        for record in records {
+            let past =
+                |l: &Place| l.topic == record.topic && l.partition == record.partition && record.offset > l.offset;
+            if last.is_none_or(|l| !past(l)) {
+                let topic: Arc<str> = record.topic.as_str().into();
+                let origin = Origin { input, topic, partition: record.partition, offset: record.offset };
+                decoder.push(origin, record.offset, record.payload.as_deref(), Wall(signal.decided_at));
+            }
         }
     }
-    let count = found.len();
-    if count > 2 * SHOWN {
-        found.drain(SHOWN..count - SHOWN);
-    }
-    (count, found)
+    let batch = decoder.finish().batch;
+    let rows = Rows::new(&batch.rows);
+    let scope = batch.rows.column_by_name(field(&signal.scope.kind)).and_then(|column| column.as_string_opt::<i32>());
+    let found: Vec<usize> = (0..batch.rows.num_rows())
+        .filter(|row| {
+            let within = (signal.window_start..=signal.window_end).contains(&rows.time.value(*row));
+            let ours = scope.is_some_and(|s| s.is_valid(*row) && s.value(*row) == signal.scope.id);
+            within && ours && rows.tenant.value(*row) == signal.tenant_id
+        })
+        .collect();
+    let ends = found.iter().take(SHOWN).chain(found.iter().skip(SHOWN.max(found.len().saturating_sub(SHOWN))));
+    let shown = ends.filter_map(|row| {
+        let origin = batch.origins.get(*row)?;
+        let event: Value = serde_json::from_slice(&redacted_json(&batch.rows, *row)).ok()?;
+        Some(json!({"topic": &*origin.topic, "partition": origin.partition, "offset": origin.offset, "event": event}))
+    });
+    (found.len(), shown.collect())
 }
 
 fn text(value: &Value) -> String {
@@ -367,10 +375,13 @@ impl Explained {
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
         let d = &self.decision;
-        let at = |value: &Value, names: &[&str]| {
-            names.iter().map(|n| text(&value[*n])).find(|t| t != "-").unwrap_or_else(|| "-".into())
+        let id = match self.what {
+            "signal" => "signal_id",
+            "intervention" => "intervention_id",
+            "alert" => "alert_id",
+            _ => "audit_id",
         };
-        writeln!(out, "{:<12}{}", self.what, at(d, &["signal_id", "intervention_id", "alert_id", "audit_id"]))?;
+        writeln!(out, "{:<14}{}", self.what, text(&d[id]))?;
         match self.what {
             "intervention" => {
                 let target = &d["target"];
@@ -397,7 +408,7 @@ impl Explained {
             writeln!(out, "  {}", text(&d["reason"]))?;
         }
         let Some(s) = &self.signal else { return self.write_again(out) };
-        writeln!(out, "\nsignal      {}", text(&s["signal_id"]))?;
+        writeln!(out, "\nsignal        {}", text(&s["signal_id"]))?;
         writeln!(
             out,
             "  {} {} of {} {}, tenant {}: {} of {} ({} mode, {})",
@@ -421,7 +432,7 @@ impl Explained {
         )?;
         writeln!(
             out,
-            "\nterms       policy {} version {}, limit {}, snapshot {}",
+            "\nterms         policy {} version {}, limit {}, snapshot {}",
             text(&s["policy_id"]),
             text(&s["policy_version"]),
             text(&s["limit_id"]),
@@ -451,7 +462,7 @@ impl Explained {
         }
         let (count, events) = &self.events;
         if *count > 0 {
-            writeln!(out, "\nevents      {count} of this {} within the window", text(&s["scope"]["kind"]))?;
+            writeln!(out, "\nevents        {count} of this {} within the window", text(&s["scope"]["kind"]))?;
             for (n, event) in events.iter().enumerate() {
                 if n == SHOWN && *count > 2 * SHOWN {
                     writeln!(out, "  … {} more", count - 2 * SHOWN)?;
@@ -469,11 +480,11 @@ impl Explained {
             Again::Same { steps, records, first, last, version } => {
                 writeln!(
                     out,
-                    "\nrun again   the same: {steps} steps ({first} to {last}, taken by {version}), {records} records"
+                    "\nrun again     the same: {steps} steps ({first} to {last}, taken by {version}), {records} records"
                 )
             }
-            Again::Otherwise(why) => writeln!(out, "\nrun again   NOT the same: {why}"),
-            Again::Not(why) => writeln!(out, "\nrun again   not possible: {why}"),
+            Again::Otherwise(why) => writeln!(out, "\nrun again     NOT the same: {why}"),
+            Again::Not(why) => writeln!(out, "\nrun again     not possible: {why}"),
         }
     }
 }

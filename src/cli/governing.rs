@@ -32,6 +32,8 @@ use crate::serve::Health;
 const POLICIES: &str = "policies";
 /// How long one look at the topic may take.
 const LOOK: Duration = Duration::from_millis(20);
+/// And where nobody waits for anything.
+const IDLE: Duration = Duration::from_millis(250);
 /// How often the files are looked at.
 const FILES: Duration = Duration::from_secs(2);
 /// After so long without an answer the same command is sent again.
@@ -203,7 +205,9 @@ impl Governor {
         let mut usable = true;
         let mut looked = Instant::now();
         while !stop.load(Ordering::Acquire) {
-            if let Some(record) = follower.next(LOOK)
+            // while somebody waits the answer's topic is looked at in between
+            let look = if self.governed.released() && offered.is_none() { IDLE } else { LOOK };
+            if let Some(record) = follower.next(look)
                 && record.key.as_deref() == Some(IN_FORCE.as_bytes())
                 && let Some(payload) = record.payload.as_deref()
             {

@@ -444,12 +444,12 @@ pub struct PolicyRecord {
     pub tenant_id: String,
     /// `policy proposal version limit override set snapshot in-force`
     pub kind: String,
-    /// What.
-    pub id: String,
+    /// What, in parts.
+    pub id: Vec<String>,
     /// Its revision; 0 where it has none.
     pub revision: u64,
-    /// Its state; `None`: gone.
-    pub record: Option<serde_json::Value>,
+    /// Its state as JSON; `None`: gone.
+    pub record: Option<String>,
 }
 
 /// Everything the core can say.

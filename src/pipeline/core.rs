@@ -28,7 +28,8 @@ impl Partition {
         for decision in &step.decisions {
             out.urgent |= match decision {
                 Decision::Signal(s) => s.kind == Kind::Breach,
-                Decision::Intervention(_) => true,
+                // whoever sent a command waits for its answer, and everyone for the terms
+                Decision::Intervention(_) | Decision::CommandResult(_) | Decision::Policy(_) => true,
                 _ => false,
             };
             out.records.push(encode::record(decision, step.now, source)?);

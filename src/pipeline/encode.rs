@@ -46,26 +46,18 @@ pub fn record(decision: &Decision, now: Wall, source: &str) -> Result<OutRecord,
             event(Topic::CommandResults, &r.tenant_id, source, &head, &**r)
         }
         Decision::Policy(p) => {
-            // the id of a limit or a version is two parts already
-            let key = format!(
-                "{}/{}/{}",
-                part(&p.tenant_id),
-                p.kind,
-                p.id.split('/').map(part).collect::<Vec<_>>().join("/")
-            );
+            let id = p.id.iter().map(|p| part(p)).collect::<Vec<_>>().join("/");
+            let key = format!("{}/{}/{id}", part(&p.tenant_id), p.kind);
             let happened = if p.record.is_some() { "changed" } else { "gone" };
             let kind = format!("runwarden.{}.{happened}", p.kind);
-            let head = Head { id: format!("{key}/{}/{}", p.revision, now.0), kind, time: now.0, subject: &p.id };
-            match &p.record {
-                Some(record) => event(Topic::Policies, &key, source, &head, record),
-                None => Ok(OutRecord {
-                    topic: Topic::Policies,
-                    partition: None,
-                    key: key.into_bytes(),
-                    payload: None,
-                    headers: head.headers(source),
-                }),
-            }
+            let head = Head { id: format!("{key}/{}/{}", p.revision, now.0), kind, time: now.0, subject: &id };
+            Ok(OutRecord {
+                topic: Topic::Policies,
+                partition: None,
+                key: key.into_bytes(),
+                payload: p.record.clone().map(String::into_bytes),
+                headers: head.headers(source),
+            })
         }
     }
 }

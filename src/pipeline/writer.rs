@@ -32,6 +32,8 @@ const AHEAD: Micros = 300 * SECOND;
 const REMEMBERED: Micros = OLDEST + 2 * AHEAD;
 /// Most answers remembered.
 const MOST: usize = 100_000;
+/// Most conflicts and dependents listed in an answer.
+const MAX_LISTED: usize = 100;
 /// Longest reason given.
 const MAX_REASON: usize = 64 << 10;
 
@@ -353,8 +355,8 @@ impl Partition {
             reason = format!("{reason} (the signature does not count: {unsigned})");
         }
         let result = CommandResult {
-            conflicts: json!(why.conflicts),
-            dependents: json!(why.dependents),
+            conflicts: json!(why.conflicts.iter().take(MAX_LISTED).collect::<Vec<_>>()),
+            dependents: json!(why.dependents.iter().take(MAX_LISTED).collect::<Vec<_>>()),
             required_authority: why.required,
             ..result_of(received, key, offset, "REFUSED", why.code, reason.clone())
         };
@@ -384,12 +386,11 @@ impl Partition {
             step.decisions.push(Decision::Audit(Box::new(audit(act, number, by, now))));
         }
         for change in effects.changes {
-            let revision = change.record.as_ref().and_then(|r| r.get("revision")).and_then(Value::as_u64);
             step.decisions.push(Decision::Policy(Box::new(PolicyRecord {
                 tenant_id: change.tenant,
                 kind: change.kind.to_owned(),
                 id: change.id,
-                revision: revision.unwrap_or_default(),
+                revision: change.revision,
                 record: change.record,
             })));
         }

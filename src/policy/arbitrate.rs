@@ -54,9 +54,9 @@ fn parts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'static str>
     words.iter().map(known).collect()
 }
 
-/// A limit that was looked at, and why it won or lost.
+/// A limit as arbitration looks at it: made once for a snapshot, shared by all who consider it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Considered {
+pub struct Terms {
     /// The policy's tenant.
     pub policy_tenant: Arc<str>,
     /// The policy.
@@ -71,15 +71,78 @@ pub struct Considered {
     pub near: Amount,
     /// Its own action.
     pub on_breach: OnBreach,
+}
+
+/// A limit that was looked at, and why it won or lost. Reads like its [`Terms`]; JSON has all fields side by side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Flat", into = "Flat")]
+pub struct Considered {
+    terms: Arc<Terms>,
     /// How it fared.
     pub outcome: Outcome,
     /// Why, in words; shared by all that fared alike.
     pub why: Arc<str>,
 }
 
-impl Considered {
-    fn new(policy: &Policy, limit: &Limit, outcome: Outcome, why: Arc<str>) -> Self {
-        Self {
+impl std::ops::Deref for Considered {
+    type Target = Terms;
+
+    fn deref(&self) -> &Terms {
+        &self.terms
+    }
+}
+
+/// [`Considered`] as JSON.
+#[derive(Serialize, Deserialize)]
+struct Flat {
+    policy_tenant: Arc<str>,
+    policy_id: Arc<str>,
+    limit_id: Arc<str>,
+    precedence: i64,
+    max: Amount,
+    near: Amount,
+    on_breach: OnBreach,
+    outcome: Outcome,
+    why: Arc<str>,
+}
+
+impl From<Flat> for Considered {
+    fn from(flat: Flat) -> Self {
+        let Flat { policy_tenant, policy_id, limit_id, precedence, max, near, on_breach, outcome, why } = flat;
+        let terms = Terms { policy_tenant, policy_id, limit_id, precedence, max, near, on_breach };
+        Self { terms: Arc::new(terms), outcome, why }
+    }
+}
+
+impl From<Considered> for Flat {
+    fn from(Considered { terms, outcome, why }: Considered) -> Self {
+        let Terms { policy_tenant, policy_id, limit_id, precedence, max, near, on_breach } = Terms::clone(&terms);
+        Self { policy_tenant, policy_id, limit_id, precedence, max, near, on_breach, outcome, why }
+    }
+}
+
+/// The row of a limit with which nothing competes, and what arbitration needs to know of it.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    /// Position of the limit in its policy.
+    pub limit: u32,
+    /// Whether it takes part in arbitration.
+    pub enforces: bool,
+    /// Place in the order of arbitration among the limits of the snapshot.
+    pub place: u32,
+    pub row: Arc<EffectiveLimit>,
+    terms: Arc<Terms>,
+}
+
+impl Row {
+    pub fn new(
+        (number, limit): (u32, &Limit),
+        policy: &Policy,
+        snapshot_id: &Arc<str>,
+        alerts: &Arc<Alerts>,
+        monitor: &Arc<Monitor>,
+    ) -> Self {
+        let terms = Arc::new(Terms {
             policy_tenant: policy.tenant.clone(),
             policy_id: policy.id.clone(),
             limit_id: limit.id.clone(),
@@ -87,9 +150,9 @@ impl Considered {
             max: limit.max,
             near: limit.near,
             on_breach: limit.on_breach,
-            outcome,
-            why,
-        }
+        });
+        let row = Arc::new(EffectiveLimit::sole(policy, limit, snapshot_id, alerts, monitor, &terms));
+        Self { limit: number, enforces: policy.enforces(limit), place: 0, row, terms }
     }
 }
 
@@ -156,6 +219,7 @@ impl EffectiveLimit {
         snapshot_id: &Arc<str>,
         alerts: &Arc<Alerts>,
         monitor: &Arc<Monitor>,
+        terms: &Arc<Terms>,
     ) -> Self {
         let why = if policy.enforces(limit) {
             "the only enforcing limit of its kind on the metric"
@@ -188,7 +252,7 @@ impl EffectiveLimit {
                 policy_tenant: policy.tenant.clone(),
                 gave: vec!["max", "near", "action"],
             }],
-            considered: vec![Considered::new(policy, limit, Outcome::Alone, Arc::from(why))],
+            considered: vec![Considered { terms: Arc::clone(terms), outcome: Outcome::Alone, why: Arc::from(why) }],
             fail_closed: policy.on_failure == OnFailure::Closed,
             cooldown_seconds: limit.cooldown_seconds,
             fallback_model: limit.fallback_model.clone(),
@@ -257,7 +321,7 @@ pub struct LimitSet {
 pub(super) struct Candidate<'s> {
     pub policy: &'s Policy,
     pub limit: &'s Limit,
-    pub row: &'s Arc<EffectiveLimit>,
+    pub known: &'s Row,
 }
 
 impl<'s> Candidate<'s> {
@@ -266,12 +330,19 @@ impl<'s> Candidate<'s> {
         (self.policy.precedence, &self.policy.tenant, &self.policy.id, &self.limit.id)
     }
 
+    /// The order of arbitration: what competes side by side, by rank.
+    pub fn order(&self, other: &Self) -> std::cmp::Ordering {
+        let (a, b) = (self, other);
+        let kind = |c: &Candidate<'_>| c.limit.enforcement;
+        a.limit.metric.cmp(&b.limit.metric).then(kind(a).cmp(&kind(b))).then_with(|| a.rank().cmp(&b.rank()))
+    }
+
     fn is(&self, other: &Self) -> bool {
         std::ptr::eq(self.limit, other.limit)
     }
 
     fn considered(&self, outcome: Outcome, why: &Arc<str>) -> Considered {
-        Considered::new(self.policy, self.limit, outcome, why.clone())
+        Considered { terms: Arc::clone(&self.known.terms), outcome, why: why.clone() }
     }
 }
 
@@ -279,22 +350,24 @@ impl<'s> Candidate<'s> {
 pub(super) fn settle(mut candidates: Vec<Candidate<'_>>) -> LimitSet {
     let mut set = LimitSet { limits: Vec::with_capacity(candidates.len()), ambiguous: Vec::new() };
     candidates.retain(|c| {
-        let competes = c.policy.enforces(c.limit);
-        if !competes {
-            set.limits.push(c.row.clone());
+        if !c.known.enforces {
+            set.limits.push(c.known.row.clone());
         }
-        competes
+        c.known.enforces
     });
-    candidates.sort_unstable_by(|a, b| {
-        let kind = |c: &Candidate<'_>| c.limit.enforcement;
-        a.limit.metric.cmp(&b.limit.metric).then(kind(a).cmp(&kind(b))).then_with(|| a.rank().cmp(&b.rank()))
-    });
+    // places are known within one snapshot; comparing texts would cost more than all the rest
+    let snapshot = candidates.first().map(|c| &c.known.row.snapshot_id);
+    if candidates.iter().all(|c| snapshot.is_some_and(|s| Arc::ptr_eq(s, &c.known.row.snapshot_id))) {
+        candidates.sort_unstable_by_key(|c| c.known.place);
+    } else {
+        candidates.sort_unstable_by(Candidate::order);
+    }
     for group in
         candidates.chunk_by(|a, b| a.limit.metric == b.limit.metric && a.limit.enforcement == b.limit.enforcement)
     {
         match group {
             [] => {}
-            [only] => set.limits.push(only.row.clone()),
+            [only] => set.limits.push(only.known.row.clone()),
             [first, ..] => match first.policy.conflict_strategy {
                 Strategy::MostRestrictive => set.limits.push(Arc::new(most_restrictive(group, first))),
                 Strategy::ExplicitPriority => set.limits.push(Arc::new(by_priority(group, first))),
@@ -342,7 +415,7 @@ fn most_restrictive<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> Effec
         "MOST_RESTRICTIVE: no stricter than max {} of {}, near line {} of {} and {} of {}",
         max.limit.max,
         max.policy.id,
-        near.row.near_at,
+        near.known.row.near_at,
         near.policy.id,
         action_text(action.limit),
         action.policy.id,
@@ -372,7 +445,7 @@ fn most_restrictive<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> Effec
     EffectiveLimit {
         on_breach: action.limit.on_breach,
         near: near.limit.near,
-        near_at: near.row.near_at,
+        near_at: near.known.row.near_at,
         near_forecast_minutes: forecast.limit.near_forecast_minutes,
         contributors,
         considered,
@@ -380,7 +453,7 @@ fn most_restrictive<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> Effec
         cooldown_seconds: cooldown.limit.cooldown_seconds,
         rollback: action.policy.rollback,
         min_authority: action.policy.min_authority,
-        ..EffectiveLimit::clone(max.row)
+        ..EffectiveLimit::clone(&max.known.row)
     }
 }
 
@@ -412,7 +485,7 @@ fn by_priority<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> EffectiveL
             }
         })
         .collect();
-    EffectiveLimit { considered, ..EffectiveLimit::clone(winner.row) }
+    EffectiveLimit { considered, ..EffectiveLimit::clone(&winner.known.row) }
 }
 
 /// What FAIL_CLOSED compares at equal precedence.
@@ -442,7 +515,7 @@ fn ambiguity<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> Option<Ambig
         policy_id: first.policy.id.clone(),
         policy_version: first.policy.version,
         limit_id: first.limit.id.clone(),
-        snapshot_id: first.row.snapshot_id.clone(),
+        snapshot_id: first.known.row.snapshot_id.clone(),
         considered,
         why,
     })

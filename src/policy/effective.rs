@@ -53,7 +53,7 @@ impl Snapshot {
         self.collect(&who.within(scope), scope, metrics, None, &|_| true, &mut candidates);
         let mut floors = BTreeMap::new();
         for candidate in candidates {
-            let row = candidate.row;
+            let row = &candidate.known.row;
             let floor = if row.near_forecast_minutes.is_some() { Amount::ZERO } else { row.near_at };
             floors.entry(row.metric.clone()).and_modify(|f: &mut Amount| *f = floor.min(*f)).or_insert(floor);
         }
@@ -99,6 +99,20 @@ pub fn effective_run(
     let suspended = |p: &Policy| terms.each_step.suspends(who.tenant, &p.tenant, &p.id);
     let (start, token) = (terms.run_start.as_ref(), terms.first_token.as_ref());
     let mut candidates = Vec::new();
+    let same = |s: &Option<&Arc<Snapshot>>| s.is_none_or(|s| s.id() == terms.each_step.id());
+    if same(&start) && same(&token) {
+        // one snapshot at every moment: each policy counts once by itself, most of the time
+        let filter = |p: &Policy| {
+            let bound = match p.binding {
+                Binding::RunStart => start.is_some(),
+                Binding::FirstToken => token.is_some(),
+                Binding::EachStep => true,
+            };
+            bound && !suspended(p)
+        };
+        terms.each_step.collect(who, Scope::Run, metrics, at, &filter, &mut candidates);
+        return settle(candidates);
+    }
     if let Some(snapshot) = start {
         let filter = |p: &Policy| p.binding == Binding::RunStart && !suspended(p);
         snapshot.collect(who, Scope::Run, metrics, at, &filter, &mut candidates);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::arbitrate::{Candidate, EffectiveLimit};
+use super::arbitrate::{Candidate, Row};
 use super::model::{LimitStatus, Policy, Strategy};
 use super::scope::{Key, Who};
 
@@ -23,7 +23,7 @@ struct Postings {
 pub(super) struct Index {
     tenants: FxHashMap<Arc<str>, Postings>,
     /// The row of each limit that counts, as it is when nothing competes; by policy.
-    rows: Vec<Vec<(u32, Arc<EffectiveLimit>)>>,
+    rows: Vec<Vec<Row>>,
     /// Policies that count and state when they are active.
     pub timed: Vec<u32>,
     /// Some policy that counts and enforces has the strategy FAIL_CLOSED.
@@ -41,7 +41,7 @@ impl Index {
             *rows = (0_u32..)
                 .zip(&policy.limits)
                 .filter(|(_, limit)| limit.status == LimitStatus::Active)
-                .map(|(n, limit)| (n, Arc::new(EffectiveLimit::sole(policy, limit, snapshot_id, &alerts, &monitor))))
+                .map(|limit| Row::new(limit, policy, snapshot_id, &alerts, &monitor))
                 .collect();
             if rows.is_empty() {
                 continue;
@@ -62,7 +62,27 @@ impl Index {
                 }
             }
         }
+        index.place(policies);
         index
+    }
+
+    /// Gives every limit its place in the order of arbitration.
+    fn place(&mut self, policies: &[Arc<Policy>]) {
+        let mut places: Vec<(usize, usize)> =
+            self.rows.iter().enumerate().flat_map(|(p, rows)| (0..rows.len()).map(move |n| (p, n))).collect();
+        let candidate = |(p, n): &(usize, usize)| -> Option<Candidate<'_>> {
+            let (policy, known) = (policies.get(*p)?, self.rows.get(*p)?.get(*n)?);
+            Some(Candidate { policy, limit: policy.limits.get(known.limit as usize)?, known })
+        };
+        places.sort_by(|a, b| match (candidate(a), candidate(b)) {
+            (Some(a), Some(b)) => a.order(&b),
+            _ => a.cmp(b),
+        });
+        for (place, (p, n)) in (0_u32..).zip(places) {
+            if let Some(row) = self.rows.get_mut(p).and_then(|rows| rows.get_mut(n)) {
+                row.place = place;
+            }
+        }
     }
 
     /// Visits each policy that matches the keys, once, in no particular order.
@@ -89,10 +109,9 @@ impl Index {
 
     /// The limits of a policy that count, with their rows.
     pub fn candidates<'s>(&'s self, position: usize, policy: &'s Arc<Policy>) -> impl Iterator<Item = Candidate<'s>> {
-        self.rows
-            .get(position)
-            .into_iter()
-            .flatten()
-            .filter_map(move |(n, row)| policy.limits.get(*n as usize).map(|limit| Candidate { policy, limit, row }))
+        self.rows.get(position).into_iter().flatten().filter_map(move |known| {
+            let limit = policy.limits.get(known.limit as usize)?;
+            Some(Candidate { policy, limit, known })
+        })
     }
 }

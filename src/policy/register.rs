@@ -10,22 +10,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::clock::{Micros, time};
+use crate::clock::Micros;
 
 use super::conflict::{Conflict, Conflicts};
 use super::depend::DependencyEdge;
 use super::model::{LimitStatus, Policy, Status};
-use super::names::names;
 use super::snapshot::{Snapshot, Suspension};
 
 mod overrides;
 pub(super) mod proposals;
+mod records;
 mod sets;
 #[cfg(test)]
 mod tests;
+
+use self::records::text_with;
+pub use self::records::{
+    Act, By, Change, Effects, Held, Item, Order, Override, OverrideStatus, Proposal, ProposalStatus, Provenance,
+    Refusal, SetInfo, SetOrder, Terms, Toggle, Version,
+};
 
 /// A superseded snapshot stays on the topic this long: 60 days.
 const SNAPSHOTS_KEPT: Micros = 60 * 24 * 3_600 * crate::clock::SECOND;
@@ -33,309 +38,6 @@ const SNAPSHOTS_KEPT: Micros = 60 * 24 * 3_600 * crate::clock::SECOND;
 const ENDED_KEPT: Micros = SNAPSHOTS_KEPT;
 /// Most items of one kind: proposals and overrides are made by people.
 const MOST: usize = 100_000;
-
-names! {
-    /// Where a policy in the register came from.
-    Provenance {
-        /// From a set of files.
-        Set = "SET",
-        /// From a proposal that was approved.
-        Proposal = "PROPOSAL",
-    }
-}
-names! {
-    /// Where a proposal stands (P8).
-    ProposalStatus {
-        /// Waits for a person.
-        Draft = "DRAFT",
-        /// Its policy is, or was, put in force.
-        Active = "ACTIVE",
-        /// A person said no; kept for audit.
-        Rejected = "REJECTED",
-        /// Its policy was taken out of force.
-        Retired = "RETIRED",
-    }
-}
-names! {
-    /// Where an override stands.
-    OverrideStatus {
-        /// It holds.
-        Active = "ACTIVE",
-        /// Its time is over.
-        Expired = "EXPIRED",
-        /// Someone ended it.
-        Revoked = "REVOKED",
-    }
-}
-
-/// Who acts, when, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct By {
-    /// `user:<name>`, `service:<name>`, `system:<name>`
-    pub principal: String,
-    /// 1 to 5.
-    pub authority: u8,
-    /// On behalf of which tenant; `*` may touch all.
-    pub tenant: String,
-    /// The step's clock, µs.
-    pub at: Micros,
-    /// In their words.
-    pub reason: String,
-    /// Id of the command; what it makes is known by it.
-    pub command_id: String,
-}
-
-/// Everything of a set beside its policies.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Terms {
-    /// Texts of the queries by name.
-    pub queries: BTreeMap<String, String>,
-    /// The price table; empty without one.
-    pub prices: String,
-    /// Decision settings, opaque here.
-    pub settings: String,
-}
-
-/// The set in force.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct SetInfo {
-    /// From `set.yaml`.
-    pub generation: u64,
-    /// SHA-256 over everything it carries, in hexadecimal.
-    pub digest: String,
-    /// When it was applied.
-    #[serde(with = "time")]
-    pub applied_at: Micros,
-    /// By whom.
-    pub applied_by: String,
-    /// Its queries, prices and settings.
-    pub terms: Terms,
-}
-
-/// A set to be applied.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SetOrder {
-    /// From `set.yaml`.
-    pub generation: u64,
-    /// SHA-256 over everything it carries.
-    pub digest: String,
-    /// Its policies.
-    pub policies: Vec<Policy>,
-    /// The rest.
-    pub terms: Terms,
-}
-
-/// A policy of the register.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Held {
-    /// `None`: deleted, or no longer in the set; its versions go on counting.
-    pub policy: Option<Policy>,
-    /// Last version.
-    pub version: u32,
-    /// Where it came from.
-    pub origin: Provenance,
-    /// The proposal that put it in force.
-    pub proposal_id: Option<String>,
-    /// When it last changed.
-    #[serde(with = "time")]
-    pub changed_at: Micros,
-    /// By whom.
-    pub changed_by: String,
-}
-
-/// A proposal: the life of one policy under people's decisions.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Proposal {
-    /// The id of the command that made it.
-    pub proposal_id: String,
-    /// Counts up with each change.
-    pub revision: u64,
-    /// Tenant of the policy.
-    pub tenant_id: String,
-    /// The policy.
-    pub policy_id: String,
-    /// Where it stands.
-    pub status: ProposalStatus,
-    /// Why it was proposed.
-    pub rationale: String,
-    /// When.
-    #[serde(with = "time")]
-    pub created_at: Micros,
-    /// By whom.
-    pub created_by: String,
-    /// When a person last decided on it.
-    #[serde(with = "time::option")]
-    pub decided_at: Option<Micros>,
-    /// Who.
-    pub decided_by: Option<String>,
-    /// Why.
-    pub decision_reason: Option<String>,
-    /// The version that waits for a person.
-    pub draft_version: Option<u32>,
-    /// The version that counts: the one in force, else the latest draft. Exactly one version `is_current`.
-    pub current_version: u32,
-    /// How many there are.
-    pub versions: u32,
-}
-
-/// A version of a proposal.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Version {
-    /// Whose.
-    pub proposal_id: String,
-    /// 1, 2, 3 …
-    pub version: u32,
-    /// Exactly one of a proposal is.
-    pub is_current: bool,
-    /// Where it stands.
-    pub status: ProposalStatus,
-    /// When it was made.
-    #[serde(with = "time")]
-    pub created_at: Micros,
-    /// By whom.
-    pub created_by: String,
-    /// What is proposed.
-    pub policy: Policy,
-}
-
-/// The state that a person gave a limit; it outlives new versions of its policy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Toggle {
-    /// ACTIVE or DISABLED.
-    pub status: LimitStatus,
-    /// When.
-    #[serde(with = "time")]
-    pub changed_at: Micros,
-    /// By whom.
-    pub changed_by: String,
-    /// Why.
-    pub reason: String,
-}
-
-/// An override (P7): a policy out of force for a tenant for some minutes. Expires by itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Override {
-    /// The id of the command that granted it.
-    pub override_id: String,
-    /// 1 while it holds, 2 when it ended.
-    pub revision: u64,
-    /// Whose runs and groups are not held to the policy; `*`: nobody's.
-    pub tenant_id: String,
-    /// Tenant of the policy.
-    pub policy_tenant: String,
-    /// The policy.
-    pub policy_id: String,
-    /// Where it stands.
-    pub status: OverrideStatus,
-    /// Why.
-    pub reason: String,
-    /// Who granted it.
-    pub granted_by: String,
-    /// With which authority.
-    pub authority: u8,
-    /// When.
-    #[serde(with = "time")]
-    pub granted_at: Micros,
-    /// Until when.
-    #[serde(with = "time")]
-    pub expires_at: Micros,
-    /// When it ended.
-    #[serde(with = "time::option")]
-    pub ended_at: Option<Micros>,
-    /// Who ended it; null when its time was over.
-    pub ended_by: Option<String>,
-}
-
-/// Why something is refused. Nothing has changed then.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Refusal {
-    /// Machine-readable.
-    pub code: &'static str,
-    /// In words.
-    pub reason: String,
-    /// The BLOCKING conflicts (GOV-POL-001).
-    pub conflicts: Vec<Conflict>,
-    /// What depends on it (GOV-POL-002).
-    pub dependents: Vec<DependencyEdge>,
-    /// The authority it takes, when that is what was missing.
-    pub required: Option<u8>,
-}
-
-impl Refusal {
-    /// With a code and words.
-    pub fn new(code: &'static str, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into(), ..Self::default() }
-    }
-}
-
-/// A record of the policies topic: `tenant/kind/id`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Change {
-    /// Whose.
-    pub tenant: String,
-    /// `policy proposal version limit override snapshot set in-force`
-    pub kind: &'static str,
-    /// What.
-    pub id: String,
-    /// Its state; `None`: gone.
-    pub record: Option<Value>,
-}
-
-/// A step of something's life, for the audit.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Act {
-    /// Such as `proposal.approved`.
-    pub kind: &'static str,
-    /// `proposal policy limit override set`
-    pub subject: &'static str,
-    /// Its id.
-    pub id: String,
-    /// Its tenant.
-    pub tenant: String,
-    /// Who, when it is not who sent the command.
-    pub principal: Option<String>,
-    /// State before.
-    pub before: Value,
-    /// State after.
-    pub after: Value,
-    /// Why.
-    pub reason: String,
-}
-
-/// What follows from an accepted order.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Effects {
-    /// For whoever asked.
-    pub result: Value,
-    /// For the policies topic, in order.
-    pub changes: Vec<Change>,
-    /// For the audit, in order.
-    pub acts: Vec<Act>,
-    /// The snapshot that is in force from now on, if it is another.
-    pub activated: Option<Arc<Snapshot>>,
-}
-
-/// What the register must be told of the world: what is wrong with policies under given queries.
-pub struct Order<'a> {
-    /// Who.
-    pub by: &'a By,
-    /// Faults of these policies under these terms, in words; empty: none.
-    pub faults: &'a dyn Fn(&[&Policy], &Terms) -> Vec<String>,
-}
-
-/// One item as it is kept: the name is unique among all.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "each is the type of the same name")]
-pub enum Item {
-    Set(SetInfo),
-    Policy(Arc<str>, Arc<str>, Box<Held>),
-    Proposal(Box<Proposal>),
-    Version(Box<Version>),
-    Toggle(Arc<str>, Arc<str>, Arc<str>, Toggle),
-    Override(Box<Override>),
-    Superseded(String, Micros),
-    InForce { revision: u64, activated_at: Micros },
-}
 
 type PolicyKey = (Arc<str>, Arc<str>);
 /// Tenant, policy, limit.
@@ -355,6 +57,7 @@ pub struct Register {
     activated_at: Micros,
     /// `None` until the first set is applied.
     snapshot: Option<Arc<Snapshot>>,
+    next_end: Option<Micros>,
     dirty: BTreeSet<Vec<String>>,
 }
 
@@ -396,10 +99,14 @@ impl Register {
 
     /// When something ends by itself next.
     pub fn next_end(&self) -> Option<Micros> {
+        self.next_end
+    }
+
+    fn count_ends(&mut self) {
         let overrides = self.overrides.values().filter(|o| o.status == OverrideStatus::Active).map(|o| o.expires_at);
         let snapshots = self.superseded.values().map(|at| at.saturating_add(SNAPSHOTS_KEPT));
         let ended = self.overrides.values().filter_map(|o| o.ended_at).map(|at| at.saturating_add(ENDED_KEPT));
-        overrides.chain(snapshots).chain(ended).min()
+        self.next_end = overrides.chain(snapshots).chain(ended).min();
     }
 
     fn all(&self) -> impl Iterator<Item = &Policy> {
@@ -489,46 +196,32 @@ impl Register {
             changed_by: by.principal.clone(),
         };
         let (tenant, id) = (key.0.to_string(), key.1.to_string());
-        let record = held.policy.as_ref().and_then(|policy| {
-            let mut record = serde_json::to_value(policy).ok()?;
-            let fields = record.as_object_mut()?;
-            fields.insert("policy_id".into(), id.clone().into());
-            fields.insert("tenant_id".into(), tenant.clone().into());
-            fields.insert("revision".into(), version.into());
-            fields.insert("origin".into(), json!(origin));
-            fields.insert("proposal_id".into(), json!(held.proposal_id));
-            fields.insert("changed_at".into(), crate::clock::rfc3339(by.at).into());
-            fields.insert("changed_by".into(), by.principal.clone().into());
-            Some(record)
+        let ids = || vec![id.clone()];
+        effects.changes.push(match &held.policy {
+            Some(policy) => {
+                let fields = json!({
+                    "policy_id": id, "tenant_id": tenant, "revision": version, "origin": origin, "proposal_id": held.proposal_id,
+                    "changed_at": crate::clock::rfc3339(by.at), "changed_by": by.principal,
+                });
+                let record = Some(text_with(&fields, policy));
+                Change { record, revision: version.into(), ..Change::gone(&tenant, "policy", ids()) }
+            }
+            None => Change::gone(&tenant, "policy", ids()),
         });
-        effects.changes.push(Change { tenant: tenant.clone(), kind: "policy", id: id.clone(), record });
         for gone in gone.iter().filter(|gone| limits.iter().all(|l| l.id != **gone)) {
             self.toggles.remove(&(key.0.clone(), key.1.clone(), gone.clone()));
             self.dirty.insert(vec!["toggle".into(), tenant.clone(), id.clone(), gone.to_string()]);
-            effects.changes.push(Change {
-                tenant: tenant.clone(),
-                kind: "limit",
-                id: format!("{id}/{gone}"),
-                record: None,
-            });
+            effects.changes.push(Change::gone(&tenant, "limit", vec![id.clone(), gone.to_string()]));
         }
         for limit in &limits {
             let toggle = self.toggles.get(&(key.0.clone(), key.1.clone(), limit.id.clone()));
-            let mut record = serde_json::to_value(limit).unwrap_or_default();
-            if let Some(fields) = record.as_object_mut() {
-                fields.insert("limit_id".into(), json!(limit.id));
-                fields.insert("policy_id".into(), id.clone().into());
-                fields.insert("tenant_id".into(), tenant.clone().into());
-                fields.insert("revision".into(), version.into());
-                fields.insert("changed_by".into(), json!(toggle.map(|t| &t.changed_by)));
-                fields.insert("reason".into(), json!(toggle.map(|t| &t.reason)));
-            }
-            effects.changes.push(Change {
-                tenant: tenant.clone(),
-                kind: "limit",
-                id: format!("{id}/{}", limit.id),
-                record: Some(record),
+            let fields = json!({
+                "limit_id": limit.id, "policy_id": id, "tenant_id": tenant, "revision": version,
+                "changed_by": toggle.map(|t| &t.changed_by), "reason": toggle.map(|t| &t.reason),
             });
+            let record = Some(text_with(&fields, limit));
+            let ids = vec![id.clone(), limit.id.to_string()];
+            effects.changes.push(Change { record, revision: version.into(), ..Change::gone(&tenant, "limit", ids) });
         }
         self.dirty.insert(vec!["policy".into(), tenant, id]);
         self.policies.insert(key, held);
@@ -548,10 +241,8 @@ impl Register {
             .suspending(suspended.collect());
         let (before, id) = (self.snapshot.clone(), snapshot.id().to_string());
         let changed = before.as_ref().is_none_or(|old| **old.id() != *id);
-        let generation = set.generation;
-        let digest = set.digest.clone();
         if !changed && !effects.changes.iter().any(|c| c.kind == "set") {
-            return;
+            return self.count_ends();
         }
         if changed {
             self.revision += 1;
@@ -561,25 +252,32 @@ impl Register {
                 self.dirty.insert(vec!["superseded".into(), old.id().to_string()]);
             }
             if self.superseded.remove(&id).is_some() {
-                self.dirty.insert(vec!["superseded".into(), id.clone()]);
+                self.dirty.insert(vec!["superseded".into(), id]);
             }
             self.dirty.insert(vec!["in-force".into()]);
         }
         let snapshot = Arc::new(snapshot);
-        let whole: Value = serde_json::from_str(&snapshot.to_json()).unwrap_or_default();
-        let every =
-            |kind, id: &str, record| Change { tenant: "*".into(), kind, id: id.to_owned(), record: Some(record) };
-        if changed {
-            effects.changes.push(every("snapshot", &id, whole.clone()));
-        }
-        // whole in one record, so that whoever follows needs no other
-        let in_force = json!({
-            "revision": self.revision, "generation": generation, "digest": digest, "snapshot_id": id,
-            "activated_at": crate::clock::rfc3339(self.activated_at), "activated_by": by.principal, "snapshot": whole,
-        });
-        effects.changes.push(every("in-force", "current", in_force));
         effects.activated = Some(Arc::clone(&snapshot));
         self.snapshot = Some(snapshot);
+        self.publish(by, changed, effects);
+        self.count_ends();
+    }
+
+    /// Says what is in force: whole in one record, so that whoever follows needs no other.
+    fn publish(&self, by: &By, changed: bool, effects: &mut Effects) {
+        let (Some(set), Some(snapshot)) = (&self.set, &self.snapshot) else { return };
+        let (id, whole) = (snapshot.id().to_string(), snapshot.to_json());
+        let fields = json!({
+            "revision": self.revision, "generation": set.generation, "digest": set.digest, "snapshot_id": id,
+            "activated_at": crate::clock::rfc3339(self.activated_at), "activated_by": by.principal,
+        });
+        let fields = fields.to_string();
+        let in_force = format!("{},\"snapshot\":{whole}}}", fields.strip_suffix('}').unwrap_or(&fields));
+        if changed {
+            effects.changes.push(Change { record: Some(whole), ..Change::gone("*", "snapshot", vec![id]) });
+        }
+        let current = Change::gone("*", "in-force", vec!["current".to_owned()]);
+        effects.changes.push(Change { record: Some(in_force), revision: self.revision, ..current });
     }
 
     /// Ends what ends by itself: overrides, and snapshots nobody needs any more.
@@ -606,9 +304,10 @@ impl Register {
         for id in old {
             self.superseded.remove(&id);
             self.dirty.insert(vec!["superseded".into(), id.clone()]);
-            effects.changes.push(Change { tenant: "*".into(), kind: "snapshot", id, record: None });
+            effects.changes.push(Change::gone("*", "snapshot", vec![id]));
         }
         self.settle(&by, &mut effects);
+        self.count_ends();
         effects
     }
 
@@ -690,6 +389,7 @@ impl Register {
             let snapshot = Snapshot::new(self.all().cloned().collect(), queries.clone(), prices, settings);
             self.snapshot = Some(Arc::new(snapshot.suspending(suspended.collect())));
         }
+        self.count_ends();
     }
 }
 

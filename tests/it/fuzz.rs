@@ -204,6 +204,23 @@ fn damaged_parquet_is_read_or_refused() {
 }
 
 #[test]
+fn damaged_commands_are_answered_or_dead_letters() {
+    let policy = r#"{"id":"p","name":"P","tenant":"acme","enforcement_mode":"BLOCK","limits":[{"id":"l","limit_type":"T","metric":"run_tokens","max":5.5}],"active":{"hours":"22:00-06:00","timezone":"Europe/Zurich"}}"#;
+    let lines = [
+        format!(r#"{{"type":"proposal.create","body":{{"policy":{policy},"reason":"r"}}}}"#),
+        r#"{"type":"policy.update","body":{"file":"p.yaml","policy":"id: p\nname: P\ncondition: {type: sql, expression: \"run.cost_usd > 1\"}\nactions: [{type: stop_run}]\n"}}"#.to_owned(),
+        r#"{"type":"proposal.approve","body":{"proposal_id":"c0","reason":"yes"}}"#.to_owned(),
+        r#"{"type":"override.grant","body":{"tenant":"acme","policy_id":"run-token-ceiling","minutes":30,"reason":"r"}}"#.to_owned(),
+        r#"{"type":"limit.disable","tenant_id":"*","body":{"policy_id":"run-token-ceiling","limit_id":"run-tokens"}}"#.to_owned(),
+        r#"{"type":"policy_set.apply","body":{"generation":0,"digest":"d","policies":{"a.yaml":"id: a"},"queries":{"metrics/a.sql":"SELECT 1"},"prices":"","settings":"{}"}}"#.to_owned(),
+        r#"{"command_id":"c-9","type":"rule.retire","tenant_id":"acme","principal":"user:eve","authority":5,"issued_at":"2033-05-18T03:33:20Z","body":{"policy_id":"p"},"key_id":"k","mac":"00ff"}"#.to_owned(),
+    ];
+    let mut seeds: Vec<Vec<u8>> = lines.iter().map(|l| l.clone().into_bytes()).collect();
+    seeds.push(lines.join("\n").into_bytes());
+    fuzz("commands", 300, &seeds, targets::commands);
+}
+
+#[test]
 fn damaged_state_is_refused_or_goes_on() {
     let saved = targets::checkpoint().len();
     assert!(saved > 50, "{saved} records");

@@ -67,6 +67,7 @@ fn await_revision(site: &Site, revision: u64) -> Value {
 fn send(site: &Site, kind: &str, run: &str, tokens: i64) {
     let event = json!({
         "event_time": rfc3339(Wall::now().0), "event_type": kind, "tenant_id": "acme", "run_id": run, "input_tokens": tokens,
+        "prompt": "a secret prompt",
     });
     let producer = Producer::new(&site.client).unwrap();
     producer.send(&site.topics.telemetry, b"acme", event.to_string().as_bytes()).unwrap();
@@ -292,9 +293,13 @@ fn a_decision_is_explained_and_decided_again_from_its_recorded_steps() {
     }
     let breach = on(&site, &site.topics.signals).into_iter().find(|s| s["kind"] == "BREACH").unwrap();
     let (_, out, _) = explain(breach["signal_id"].as_str().unwrap(), &[]);
-    for part in
-        ["BREACH run_tokens of RUN r, tenant acme: 1020 of 1000", "policy run version 1", "run again   the same", "… "]
-    {
+    assert!(!out.contains("secret"), "prompts are not shown");
+    for part in [
+        "BREACH run_tokens of RUN r, tenant acme: 1020 of 1000",
+        "policy run version 1",
+        "run again     the same",
+        "… ",
+    ] {
         assert!(out.contains(part), "{part} in\n{out}");
     }
     let (code, _, errors) = explain("00000000-0000-0000-0000-000000000000", &[]);

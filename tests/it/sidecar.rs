@@ -310,7 +310,7 @@ fn expected(report: &Report) -> Vec<String> {
         Decision::Intervention(i) => ("intervention", serde_json::to_value(&**i).unwrap()),
         Decision::Audit(a) => ("audit", serde_json::to_value(&**a).unwrap()),
         Decision::CommandResult(r) => ("result", serde_json::to_value(&**r).unwrap()),
-        Decision::Policy(p) => ("policy", serde_json::json!(p.record)),
+        Decision::Policy(p) => ("policy", serde_json::from_str(p.record.as_deref().unwrap()).unwrap()),
     }))
 }
 

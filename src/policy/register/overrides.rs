@@ -110,7 +110,7 @@ impl Register {
         for (tenant, id) in old {
             self.overrides.remove(&id);
             self.dirty.insert(vec!["override".into(), id.clone()]);
-            effects.changes.push(Change { tenant, kind: "override", id, record: None });
+            effects.changes.push(Change::gone(tenant, "override", vec![id]));
         }
     }
 
@@ -125,12 +125,7 @@ impl Register {
     ) {
         held.revision += 1;
         let (tenant, id) = (held.tenant_id.clone(), held.override_id.clone());
-        effects.changes.push(Change {
-            tenant: tenant.clone(),
-            kind: "override",
-            id: id.clone(),
-            record: Some(json!(held)),
-        });
+        effects.changes.push(Change::of(&tenant, "override", vec![id.clone()], held.revision, &held));
         effects.acts.push(Act {
             kind,
             subject: "override",

@@ -14,6 +14,9 @@ use super::{
 /// Least authority of who proposes (MONITOR).
 const PROPOSE: u8 = 3;
 
+/// Most conflicts listed in an answer.
+const LISTED: usize = 100;
+
 /// Which policies a proposal may be about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum About {
@@ -123,7 +126,7 @@ impl Register {
         ));
         effects.result = json!({
             "proposal_id": proposal_id, "policy_id": id, "tenant_id": tenant, "version": number, "status": proposal.status,
-            "conflicts": would.conflicts, "unresolved_count": would.unresolved_count,
+            "conflicts": would.conflicts.iter().take(LISTED).collect::<Vec<_>>(), "unresolved_count": would.unresolved_count,
         });
         self.put(proposal, &mut effects);
         Ok(effects)
@@ -251,12 +254,8 @@ impl Register {
     fn put(&mut self, mut proposal: Proposal, effects: &mut Effects) {
         proposal.revision += 1;
         let id = proposal.proposal_id.clone();
-        effects.changes.push(Change {
-            tenant: proposal.tenant_id.clone(),
-            kind: "proposal",
-            id: id.clone(),
-            record: Some(json!(proposal)),
-        });
+        let (tenant, revision) = (proposal.tenant_id.clone(), proposal.revision);
+        effects.changes.push(Change::of(tenant, "proposal", vec![id.clone()], revision, &proposal));
         self.dirty.insert(vec!["proposal".into(), id.clone()]);
         self.proposals.insert(id, proposal);
     }
@@ -271,12 +270,8 @@ impl Register {
         let Some(version) = self.versions.get_mut(&(proposal_id.to_owned(), number)) else { return };
         change(version);
         let tenant = version.policy.tenant.to_string();
-        effects.changes.push(Change {
-            tenant,
-            kind: "version",
-            id: format!("{proposal_id}/{number}"),
-            record: Some(json!(version)),
-        });
+        let id = vec![proposal_id.to_owned(), number.to_string()];
+        effects.changes.push(Change::of(tenant, "version", id, 0, version));
         self.dirty.insert(vec!["version".into(), proposal_id.into(), number.to_string()]);
     }
 }

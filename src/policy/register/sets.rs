@@ -28,10 +28,11 @@ impl Register {
         authority(by, DECIDE)?;
         if let Some(current) = &self.set {
             if set.digest == current.digest && set.generation == current.generation {
-                return Ok(Effects {
-                    result: json!({"unchanged": true, "generation": set.generation, "digest": set.digest}),
-                    ..Effects::default()
-                });
+                let result = json!({"unchanged": true, "generation": set.generation, "digest": set.digest});
+                let mut effects = Effects { result, ..Effects::default() };
+                // whoever offers it again has not seen it
+                self.publish(by, true, &mut effects);
+                return Ok(effects);
             }
             if set.generation < current.generation {
                 let reason = format!(
@@ -84,6 +85,7 @@ impl Register {
             "generation": set.generation, "digest": set.digest, "policies": policies.len(), "queries": set.terms.queries.len(),
             "applied_at": crate::clock::rfc3339(by.at), "applied_by": by.principal,
         });
+        let set_generation = set.generation;
         for key in gone {
             self.hold(key, None, Provenance::Set, None, by, &mut effects);
         }
@@ -98,12 +100,7 @@ impl Register {
             terms: set.terms,
         });
         self.dirty.insert(vec!["set".into()]);
-        effects.changes.push(Change {
-            tenant: "*".into(),
-            kind: "set",
-            id: "current".into(),
-            record: Some(info.clone()),
-        });
+        effects.changes.push(Change::of("*", "set", vec!["current".to_owned()], set_generation, &info));
         effects.acts.push(Act {
             kind: "policy_set.applied",
             subject: "set",

@@ -81,10 +81,8 @@ fn the_highest_generation_wins_and_the_same_with_another_digest_is_refused() {
     assert_eq!(desk.apply(set(0, &yaml("filed", 11))).unwrap_err().code, "generation");
     assert_eq!(desk.register.snapshot().unwrap().id(), &first);
     let again = desk.apply(set(1, &yaml("filed", 10))).unwrap();
-    assert!(
-        again.activated.is_none() && again.changes.is_empty(),
-        "the same set again is accepted and changes nothing"
-    );
+    assert!(again.activated.is_none() && again.acts.is_empty(), "the same set again is accepted and changes nothing");
+    assert_eq!(again.changes.iter().map(|c| c.kind).collect::<Vec<_>>(), ["snapshot", "in-force"], "it is said again");
     let next = desk.apply(set(2, &yaml("filed", 11))).unwrap();
     assert_eq!(next.activated.unwrap().policy("*", "filed").unwrap().version, 2);
     assert_eq!(desk.register.revision(), 2);
@@ -141,7 +139,7 @@ fn approving_activates_in_the_same_step_and_says_every_change() {
     let approved = desk.approve("p").unwrap();
     assert_eq!(kinds(&approved), ["proposal.approved", "policy.activated"]);
     assert_eq!(desk.mode_of("acme", "asked"), Some(Status::Active));
-    let said: Vec<(&str, &str)> = approved.changes.iter().map(|c| (c.kind, c.id.as_str())).collect();
+    let said: Vec<(&str, String)> = approved.changes.iter().map(|c| (c.kind, c.id.join("/"))).collect();
     let snapshot = approved.activated.unwrap().id().to_string();
     let expected = [
         ("version", "p/1"),
@@ -151,9 +149,27 @@ fn approving_activates_in_the_same_step_and_says_every_change() {
         ("snapshot", &snapshot),
         ("in-force", "current"),
     ];
+    let expected = expected.map(|(kind, id)| (kind, id.to_owned()));
     assert_eq!(said, expected);
-    assert_eq!(approved.changes[1].record.as_ref().unwrap()["status"], "ACTIVE");
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(approved.changes[1].record.as_ref().unwrap()).unwrap()["status"],
+        "ACTIVE"
+    );
     assert_eq!(desk.approve("p").unwrap_err().code, "not_a_draft");
+}
+
+#[test]
+fn what_is_said_keeps_every_digit() {
+    let mut desk = Desk::new();
+    let exact = "123456789.123456789";
+    let effects = desk.apply(set(2, &yaml("filed", 1).replace("max: 1}", &format!("max: {exact}}}")))).unwrap();
+    for kind in ["policy", "limit", "in-force", "snapshot"] {
+        let change = effects.changes.iter().find(|c| c.kind == kind).unwrap();
+        assert!(change.record.as_ref().unwrap().contains(exact), "{kind}: {change:?}");
+    }
+    let in_force = effects.changes.iter().find(|c| c.kind == "in-force").unwrap().record.as_ref().unwrap();
+    let whole: serde_json::Map<String, serde_json::Value> = serde_json::from_str(in_force).unwrap();
+    assert_eq!(whole["revision"], 2);
 }
 
 #[test]
