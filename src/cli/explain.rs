@@ -14,18 +14,14 @@ use serde_json::{Value, json};
 use crate::cli::{ExplainArguments, Failure, load};
 use crate::clock::Wall;
 use crate::decide::records::{Decision, Place, Signal};
-use crate::kafka::core::{Input, InputBatch, Record, StepInput};
-use crate::kafka::reader::OwnedRecord;
-use crate::kafka::recorded::{Recorded, Stretch, Unavailable, read, search};
+use crate::kafka::core::Input;
+use crate::kafka::recorded::{Recorded, Stretch, Unavailable, again, read, search};
 use crate::kafka::{Error, ShellConfig};
 use crate::pipeline::intake::Rows;
 use crate::pipeline::terms::{self, Texts, Tuning};
 use crate::pipeline::{Own, Partition, Settings};
 use crate::policy::{EffectiveLimit, Snapshot, Terms};
 use crate::telemetry::{self, Decoder, Origin, redacted_json};
-
-/// Headers of a record.
-type Headers<'a> = Vec<(&'a str, &'a [u8])>;
 
 /// Events shown at each end of the list.
 const SHOWN: usize = 5;
@@ -220,38 +216,7 @@ fn settings(snapshot: Snapshot, tuning: &Tuning) -> Result<Settings, String> {
 fn replay(mut core: Partition, recorded: &Recorded, signal: &Signal) -> Result<(Vec<Signal>, Vec<Value>), Failure> {
     let (mut said, mut considered) = (Vec::new(), Vec::new());
     for step in &recorded.steps {
-        let mut inputs = Vec::new();
-        for input in Input::ALL {
-            let range = step.ranges[input as usize];
-            let records =
-                recorded.records[input as usize].iter().filter(|r| (range.from..range.to).contains(&r.offset));
-            let headers: Vec<(&OwnedRecord, Headers<'_>)> = records
-                .map(|r| (r, r.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect()))
-                .collect();
-            inputs.push((input, headers, step.at_end[input as usize]));
-        }
-        let batches = inputs.iter().map(|(input, records, at_end)| InputBatch {
-            input: *input,
-            records: records
-                .iter()
-                .map(|(r, headers)| Record {
-                    offset: r.offset,
-                    timestamp: r.timestamp,
-                    key: r.key.as_deref(),
-                    payload: r.payload.as_deref(),
-                    headers,
-                })
-                .collect(),
-            at_end: *at_end,
-        });
-        let input = StepInput {
-            number: step.number,
-            now: step.now,
-            inputs: batches.collect(),
-            replaying: false,
-            finish: step.finish,
-        };
-        let done = core.advance(&input).map_err(Failure::invalid)?;
+        let done = again(step, recorded.of(step), false, |input| core.advance(input)).map_err(Failure::invalid)?;
         said.extend(done.decisions.into_iter().filter_map(|decision| match decision {
             Decision::Signal(s) if s.signal_id == signal.signal_id => Some(*s),
             _ => None,

@@ -9,7 +9,7 @@ use rdkafka::message::Message;
 use crate::clock::{Micros, Wall};
 
 use super::client::{ClientSettings, Isolation};
-use super::core::Input;
+use super::core::{Input, InputBatch, Record, StepInput};
 use super::errors::Error;
 use super::reader::{Next, OwnedRecord, RangeError, Reader, micros};
 use super::steps::{self, Step};
@@ -107,6 +107,48 @@ pub fn read(client: &ClientSettings, topics: &Topics, stretch: &Stretch) -> Resu
         reader.close().map_err(failed(topic))?;
     }
     Ok(Recorded { partitions, version, steps, records })
+}
+
+impl Recorded {
+    /// What one of the steps read, by `Input as usize`.
+    pub fn of(&self, step: &Step) -> [&[OwnedRecord]; INPUTS] {
+        std::array::from_fn(|input| {
+            let (records, range) = (&self.records[input], step.ranges[input]);
+            let at = |offset| records.partition_point(|r| r.offset < offset);
+            records.get(at(range.from)..at(range.to)).unwrap_or_default()
+        })
+    }
+}
+
+/// Gives a recorded step, with the records that it read, to `run`.
+pub fn again<T>(
+    step: &Step,
+    records: [&[OwnedRecord]; INPUTS],
+    replaying: bool,
+    run: impl FnOnce(&StepInput<'_>) -> T,
+) -> T {
+    let headers = records.map(|records| records.iter().map(header_pairs).collect::<Vec<_>>());
+    let inputs = Input::ALL.into_iter().enumerate().map(|(i, input)| InputBatch {
+        input,
+        at_end: step.at_end[i],
+        records: records[i]
+            .iter()
+            .zip(&headers[i])
+            .map(|(r, headers)| Record {
+                offset: r.offset,
+                timestamp: r.timestamp,
+                key: r.key.as_deref(),
+                payload: r.payload.as_deref(),
+                headers,
+            })
+            .collect(),
+    });
+    let (number, now, finish) = (step.number, step.now, step.finish);
+    run(&StepInput { number, now, inputs: inputs.collect(), replaying, finish })
+}
+
+fn header_pairs(record: &OwnedRecord) -> Vec<(&str, &[u8])> {
+    record.headers.iter().map(|(key, value)| (key.as_str(), value.as_slice())).collect()
 }
 
 /// The recorded steps from the one that read the first record to the last that the stretch takes.

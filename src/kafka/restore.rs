@@ -19,10 +19,11 @@ use crate::clock::Wall;
 
 use super::checkpoint::{Assembly, Checkpoint, Mark, Slots};
 use super::client::{ShellConfig, StartAt};
-use super::core::{Core, CoreError, Input, InputBatch, Record, StepInput};
+use super::core::{Core, CoreError, Input};
 use super::errors::{Error, is_transient};
-use super::partition::{HeaderLists, INPUTS};
+use super::partition::INPUTS;
 use super::reader::{Ends, InputQueue, Next, OwnedRecord, RangeError};
+use super::recorded::again;
 use super::shell::CoreFactory;
 use super::status::{Event, Observer, Status};
 use super::steps::{self, Step};
@@ -466,31 +467,8 @@ impl<'a> Restore<'a> {
             };
             self.records += records[i].len() as u64;
         }
-        let headers: Vec<HeaderLists<'_>> =
-            records.iter().map(|batch| batch.iter().map(header_pairs).collect()).collect();
-        let inputs = Input::ALL.into_iter().enumerate().map(|(i, input)| InputBatch {
-            input,
-            at_end: step.at_end[i],
-            records: records[i]
-                .iter()
-                .zip(&headers[i])
-                .map(|(r, headers)| Record {
-                    offset: r.offset,
-                    timestamp: r.timestamp,
-                    key: r.key.as_deref(),
-                    payload: r.payload.as_deref(),
-                    headers,
-                })
-                .collect(),
-        });
-        let input = StepInput {
-            number: step.number,
-            now: step.now,
-            inputs: inputs.collect(),
-            replaying: true,
-            finish: step.finish,
-        };
-        let output = core.step(&input).map_err(|source| Error::Core { partition, source })?;
+        let output = again(step, std::array::from_fn(|i| records[i].as_slice()), true, |input| core.step(input));
+        let output = output.map_err(|source| Error::Core { partition, source })?;
         self.steps += 1;
         self.plan.status.counters.replayed_steps.add(1);
         if version == core.version() && output.digest != step.digest {
@@ -563,8 +541,4 @@ impl Alarm {
         }
         rings
     }
-}
-
-fn header_pairs(record: &OwnedRecord) -> Vec<(&str, &[u8])> {
-    record.headers.iter().map(|(key, value)| (key.as_str(), value.as_slice())).collect()
 }

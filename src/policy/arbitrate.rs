@@ -131,6 +131,8 @@ pub(super) struct Row {
     /// Place in the order of arbitration among the limits of the snapshot.
     pub place: u32,
     pub row: Arc<EffectiveLimit>,
+    /// near × max, exactly.
+    line: (i128, i128),
     terms: Arc<Terms>,
 }
 
@@ -152,7 +154,8 @@ impl Row {
             on_breach: limit.on_breach,
         });
         let row = Arc::new(EffectiveLimit::sole(policy, limit, snapshot_id, alerts, monitor, &terms));
-        Self { limit: number, enforces: policy.enforces(limit), place: 0, row, terms }
+        let line = limit.max.product(limit.near);
+        Self { limit: number, enforces: policy.enforces(limit), place: 0, row, line, terms }
     }
 }
 
@@ -263,6 +266,24 @@ impl EffectiveLimit {
         }
     }
 
+    /// A copy without who contributed and who was considered.
+    fn bare(&self) -> Self {
+        Self {
+            metric: self.metric.clone(),
+            limit_id: self.limit_id.clone(),
+            limit_type: self.limit_type.clone(),
+            policy_tenant: self.policy_tenant.clone(),
+            policy_id: self.policy_id.clone(),
+            snapshot_id: self.snapshot_id.clone(),
+            contributors: Vec::new(),
+            considered: Vec::new(),
+            fallback_model: self.fallback_model.clone(),
+            alerts: self.alerts.clone(),
+            monitor: self.monitor.clone(),
+            ..*self
+        }
+    }
+
     /// Whether a breach orders an intervention.
     pub fn intervenes(&self) -> bool {
         self.enforcing() && self.enforcement == Enforcement::Block
@@ -322,6 +343,8 @@ pub(super) struct Candidate<'s> {
     pub policy: &'s Policy,
     pub limit: &'s Limit,
     pub known: &'s Row,
+    /// That of `known`.
+    pub place: u32,
 }
 
 impl<'s> Candidate<'s> {
@@ -358,7 +381,7 @@ pub(super) fn settle(mut candidates: Vec<Candidate<'_>>) -> LimitSet {
     // places are known within one snapshot; comparing texts would cost more than all the rest
     let snapshot = candidates.first().map(|c| &c.known.row.snapshot_id);
     if candidates.iter().all(|c| snapshot.is_some_and(|s| Arc::ptr_eq(s, &c.known.row.snapshot_id))) {
-        candidates.sort_unstable_by_key(|c| c.known.place);
+        candidates.sort_unstable_by_key(|c| c.place);
     } else {
         candidates.sort_unstable_by(Candidate::order);
     }
@@ -399,7 +422,7 @@ fn first_by<'g, 's, K: Ord>(
 /// cooldown, the earliest forecast, and fail_closed if any says so.
 fn most_restrictive<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> EffectiveLimit {
     let max = first_by(group, first, |c| c.limit.max);
-    let near = first_by(group, first, |c| c.limit.max.product(c.limit.near));
+    let near = first_by(group, first, |c| c.known.line);
     let action = first_by(group, first, |c| Reverse(c.limit.on_breach));
     let forecast = first_by(group, first, |c| Reverse(c.limit.near_forecast_minutes));
     let cooldown = first_by(group, first, |c| Reverse(c.limit.cooldown_seconds));
@@ -453,7 +476,7 @@ fn most_restrictive<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> Effec
         cooldown_seconds: cooldown.limit.cooldown_seconds,
         rollback: action.policy.rollback,
         min_authority: action.policy.min_authority,
-        ..EffectiveLimit::clone(&max.known.row)
+        ..max.known.row.bare()
     }
 }
 
@@ -485,7 +508,7 @@ fn by_priority<'s>(group: &[Candidate<'s>], first: &Candidate<'s>) -> EffectiveL
             }
         })
         .collect();
-    EffectiveLimit { considered, ..EffectiveLimit::clone(&winner.known.row) }
+    EffectiveLimit { considered, contributors: winner.known.row.contributors.clone(), ..winner.known.row.bare() }
 }
 
 /// What FAIL_CLOSED compares at equal precedence.

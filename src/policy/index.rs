@@ -72,7 +72,7 @@ impl Index {
             self.rows.iter().enumerate().flat_map(|(p, rows)| (0..rows.len()).map(move |n| (p, n))).collect();
         let candidate = |(p, n): &(usize, usize)| -> Option<Candidate<'_>> {
             let (policy, known) = (policies.get(*p)?, self.rows.get(*p)?.get(*n)?);
-            Some(Candidate { policy, limit: policy.limits.get(known.limit as usize)?, known })
+            Some(Candidate { policy, limit: policy.limits.get(known.limit as usize)?, known, place: known.place })
         };
         places.sort_by(|a, b| match (candidate(a), candidate(b)) {
             (Some(a), Some(b)) => a.order(&b),
@@ -111,7 +111,7 @@ impl Index {
     pub fn candidates<'s>(&'s self, position: usize, policy: &'s Arc<Policy>) -> impl Iterator<Item = Candidate<'s>> {
         self.rows.get(position).into_iter().flatten().filter_map(move |known| {
             let limit = policy.limits.get(known.limit as usize)?;
-            Some(Candidate { policy, limit, known })
+            Some(Candidate { policy, limit, known, place: known.place })
         })
     }
 }

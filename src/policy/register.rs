@@ -227,18 +227,22 @@ impl Register {
         self.policies.insert(key, held);
     }
 
-    /// Makes the snapshot anew; if it is another, it is in force from here on.
-    fn settle(&mut self, by: &By, effects: &mut Effects) {
-        let Some(set) = &self.set else { return };
-        let Terms { queries, prices, settings } = &set.terms;
+    /// The snapshot that the items give; `None` before the first set.
+    fn made(&self) -> Option<Snapshot> {
+        let Terms { queries, prices, settings } = &self.set.as_ref()?.terms;
         let held = self.overrides.values().filter(|o| o.status == OverrideStatus::Active);
         let suspended = held.map(|o| Suspension {
             tenant: o.tenant_id.as_str().into(),
             policy_tenant: o.policy_tenant.as_str().into(),
             policy_id: o.policy_id.as_str().into(),
         });
-        let snapshot = Snapshot::new(self.all().cloned().collect(), queries.clone(), prices, settings)
-            .suspending(suspended.collect());
+        let snapshot = Snapshot::new(self.all().cloned().collect(), queries.clone(), prices, settings);
+        Some(snapshot.suspending(suspended.collect()))
+    }
+
+    /// Makes the snapshot anew; if it is another, it is in force from here on.
+    fn settle(&mut self, by: &By, effects: &mut Effects) {
+        let Some(snapshot) = self.made() else { return };
         let (before, id) = (self.snapshot.clone(), snapshot.id().to_string());
         let changed = before.as_ref().is_none_or(|old| **old.id() != *id);
         if !changed && !effects.changes.iter().any(|c| c.kind == "set") {
@@ -378,17 +382,7 @@ impl Register {
 
     /// After the last item: makes the snapshot again, which is not a new one.
     pub fn restored(&mut self) {
-        if let Some(set) = &self.set {
-            let Terms { queries, prices, settings } = &set.terms;
-            let held = self.overrides.values().filter(|o| o.status == OverrideStatus::Active);
-            let suspended = held.map(|o| Suspension {
-                tenant: o.tenant_id.as_str().into(),
-                policy_tenant: o.policy_tenant.as_str().into(),
-                policy_id: o.policy_id.as_str().into(),
-            });
-            let snapshot = Snapshot::new(self.all().cloned().collect(), queries.clone(), prices, settings);
-            self.snapshot = Some(Arc::new(snapshot.suspending(suspended.collect())));
-        }
+        self.snapshot = self.made().map(Arc::new);
         self.count_ends();
     }
 }
