@@ -31,6 +31,8 @@ const FRAME: Duration = Duration::from_millis(250);
 const TICK: Duration = Duration::from_millis(20);
 /// Where HTTP listens unless the user says otherwise or another program does already.
 const PORT: u16 = 8080;
+/// How long its policies may take to be in force.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the sidecar may take to drain.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -57,6 +59,11 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let mut feed = Feed::new(started);
     let stop = Arc::new(AtomicBool::new(false));
     let arrived = follow(&client, &topics, &stop)?;
+    // the workers begin when somebody judges them
+    let patience = Instant::now() + PATIENCE;
+    while service.metrics.policy_revision.get() == 0 && Instant::now() < patience && !signals.stop() {
+        std::thread::sleep(TICK);
+    }
     let producing = produce(&client, &topics, &stop)?;
     screen.open().map_err(Failure::reach)?;
     let until = arguments.length.map(|l| Instant::now() + l);
