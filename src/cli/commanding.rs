@@ -125,7 +125,7 @@ fn order(kind: &str, body: Value, send: &SendArguments) -> Result<ExitCode, Fail
     let payload = payload.ok_or_else(|| Failure::Invalid(format!("there is no key {}", keys.sign_with)))?;
     let mut answers = Follower::from_now_on(&shell.client, "runwarden-command", &shell.topics.command_results)
         .map_err(Failure::reach)?;
-    let producer = Producer::new(&shell.client).map_err(Failure::reach)?;
+    let producer = Producer::courier(&shell.client).map_err(Failure::reach)?;
     producer.send(&shell.topics.commands, b"*", &payload).map_err(Failure::reach)?;
     producer.flush(send.wait).map_err(Failure::reach)?;
     let until = Instant::now() + send.wait;

@@ -299,7 +299,7 @@ impl Governor {
         // the key was looked up when the keys were made
         let payload = self.keys.ring.sign(command, &self.keys.sign_with).unwrap_or_default();
         let answers = Follower::from_now_on(&self.client, "runwarden-answers", &self.topics.command_results)?;
-        let producer = Producer::new(&self.client)?;
+        let producer = Producer::courier(&self.client)?;
         tracing::debug!(generation, digest, "offering the policies of this sidecar");
         producer.send(&self.topics.commands, b"*", &payload)?;
         Ok(Offered { command_id, payload, answers, sent: Instant::now(), producer })

@@ -8,7 +8,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{ClientSettings, Isolation, Logged};
+use super::client::{BrokerKind, ClientSettings, Isolation, Logged};
 use super::errors::Error;
 use super::reader::{OwnedRecord, patiently};
 
@@ -41,7 +41,11 @@ impl Follower {
     }
 
     fn start(client: &ClientSettings, name: &str, topics: &[&str], at_end: bool) -> Result<Self, Error> {
-        let config = client.reader(name, Isolation::Committed);
+        let mut config = client.reader(name, Isolation::Committed);
+        if client.kind == BrokerKind::Real {
+            // whoever follows for long lets the broker wait; what arrives is given at once all the same
+            config.set("fetch.wait.max.ms", "200");
+        }
         let consumer: BaseConsumer<Logged> = config.create_with_context(Logged).map_err(Error::Settings)?;
         let mut partitions = TopicPartitionList::new();
         let mut followed = BTreeSet::new();

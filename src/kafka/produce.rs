@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -71,8 +72,22 @@ pub struct Send<'a> {
 impl Producer {
     /// Creates a client; no network yet.
     pub fn new(client: &ClientSettings) -> Result<Self, Error> {
+        Self::with(&client.producer())
+    }
+
+    /// For a record now and then of which a copy does no harm: an idempotent producer waits a second for its id first.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn courier(client: &ClientSettings) -> Result<Self, Error> {
+        let mut config = client.producer();
+        config.set("enable.idempotence", "false").set("linger.ms", "0");
+        Self::with(&config)
+    }
+
+    fn with(config: &ClientConfig) -> Result<Self, Error> {
         let reports = Arc::new(Counts::default());
-        let inner = client.producer().create_with_context(Reports(Arc::clone(&reports))).map_err(Error::Settings)?;
+        let inner = config.create_with_context(Reports(Arc::clone(&reports))).map_err(Error::Settings)?;
         Ok(Self { inner, reports })
     }
 
