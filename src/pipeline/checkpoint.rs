@@ -110,6 +110,12 @@ impl Partition {
         out.raw(WINDOWS, self.engine.take_changes());
         out.raw(MEMBERS, self.correlation.take_window_changes());
         self.other_changes(&mut out);
+        if !self.gone.is_empty() {
+            let known: std::collections::HashSet<&[u8]> = out.0.iter().map(|c| c.key.as_slice()).collect();
+            let gone: Vec<Vec<u8>> = std::mem::take(&mut self.gone);
+            let gone: Vec<Vec<u8>> = gone.into_iter().filter(|key| !known.contains(key.as_slice())).collect();
+            out.0.extend(gone.into_iter().map(|key| StateChange { key, value: None }));
+        }
         out.0
     }
 
@@ -246,6 +252,9 @@ impl Partition {
             self.limits.adopt(Arc::clone(&restored));
             self.standing.adopt(&restored);
             self.adopt = self.adopt.take().filter(|wanted| wanted.id() != restored.id());
+            // the one it was made with is nobody's
+            let used = self.runs.snapshots();
+            self.dirty_snapshots.extend(self.limits.release(&used));
         }
         self.writer.register.restored();
         self.runs.rebind();

@@ -154,6 +154,8 @@ pub struct Partition {
     pub(super) adopt_revision: Option<u64>,
     pub(super) writer: Writer,
     pub(super) checkpoint_due: bool,
+    /// Keys that ended before other settings came in force: the checkpoint topic may hold them still.
+    pub(super) gone: Vec<Vec<u8>>,
     decoder: Decoder,
     thresholds: Prepared,
 }
@@ -237,6 +239,7 @@ impl Partition {
             adopt_revision: None,
             writer: Writer::default(),
             checkpoint_due: false,
+            gone: Vec::new(),
             decoder: Decoder::new(Arc::clone(&settings.decoder)),
             thresholds,
             plans,
@@ -279,19 +282,35 @@ impl Partition {
     }
 
     fn rebuild(&mut self, settings: Arc<Settings>) -> Result<(), CoreError> {
-        let mut next = Self::new(settings, self.own)?;
-        self.all_dirty();
-        for change in self.changes() {
-            if let Some(value) = change.value {
-                next.take_back(&change.key, &value)?;
+        let next = self.rebuilt(settings);
+        let mut next = match next {
+            Ok(next) => next,
+            Err(error) => {
+                // whoever stays has everything to checkpoint: what was taken out went nowhere
+                self.all_dirty();
+                return Err(error);
             }
-        }
-        if let Err(error) = next.taken_back() {
-            tracing::warn!(%error, partition = self.own.partition, "other queries are in force, and not all state could be carried over");
-        }
+        };
         next.all_dirty();
         *self = next;
         Ok(())
+    }
+
+    /// A partition of other settings with what they know of this one's state.
+    fn rebuilt(&mut self, settings: Arc<Settings>) -> Result<Self, CoreError> {
+        let mut next = Self::new(settings, self.own)?;
+        self.all_dirty();
+        for change in self.changes() {
+            match change.value {
+                Some(value) => next.take_back(&change.key, &value)?,
+                None => next.gone.push(change.key),
+            }
+        }
+        if let Err(error) = next.taken_back() {
+            let partition = self.own.partition;
+            tracing::warn!(%error, partition, "other queries are in force, and not all state could be carried over");
+        }
+        Ok(next)
     }
 
     /// Runs one step.

@@ -1,5 +1,6 @@
 //! The control contract in the core (P5, P7, P8, P11): signed commands, the one writer, and partitions that follow it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use runwarden::cli::load;
@@ -128,7 +129,7 @@ impl Cluster {
     }
 
     fn apply(&mut self, at: i64, generation: u64, texts: &Texts, policies: &[(&str, &str)]) -> Value {
-        let mut files: std::collections::BTreeMap<String, String> =
+        let mut files: BTreeMap<String, String> =
             policies.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
         if generation > 0 {
             files.insert("set.yaml".into(), format!("generation: {generation}"));
@@ -408,6 +409,49 @@ fn editing_one_query_keeps_the_state_of_all_others() {
     let signals = cluster.tokens(3, "r", 60);
     assert_eq!(kinds(&signals), ["NEAR", "BREACH"], "60 before and 60 after make 120");
     assert_eq!(signals[1]["value"], 120);
+}
+
+#[test]
+fn what_ended_before_other_queries_came_in_force_stays_ended_after_a_crash() {
+    let mut cluster = Cluster::under(1, LIMIT);
+    let mut kept = BTreeMap::new();
+    let mut checkpoint = |core: &mut Partition| {
+        for change in core.take_changes() {
+            match change.value {
+                Some(value) => drop(kept.insert(change.key, value)),
+                None => drop(kept.remove(&change.key)),
+            }
+        }
+        kept.clone()
+    };
+    cluster.tokens(1, "r", 90);
+    cluster.tokens(2, "s", 90);
+    let before = checkpoint(&mut cluster.cores[0]);
+    // the run ends, and its windows close; then the queries change, all between two checkpoints
+    let ended =
+        json!({"event_time": (DAY + 3) * 1000, "event_type": "run.completed", "tenant_id": "acme", "run_id": "r"});
+    cluster.raw(3, 0, Input::Telemetry, "acme", ended.to_string().as_bytes());
+    cluster.tokens(7_200, "s", 1);
+    let mut edited = texts();
+    edited.metrics.retain(|(name, _)| !name.ends_with("run_risk_max.sql"));
+    assert_eq!(cluster.apply(7_201, 0, &edited, &[("p.yaml", LIMIT)])["status"], "ACCEPTED");
+    cluster.tokens(7_202, "s", 1);
+    let after = checkpoint(&mut cluster.cores[0]);
+    assert!(before.keys().any(|key| !after.contains_key(key)), "something ended");
+    let state = |core: &mut Partition| -> BTreeMap<Vec<u8>, Vec<u8>> {
+        core.mark_all_dirty();
+        core.take_changes().into_iter().filter_map(|c| Some((c.key, c.value?))).collect()
+    };
+    let live = state(&mut cluster.cores[0]);
+    let (_, in_force) = InForce::read(cluster.in_force.as_deref().unwrap(), [], &tuning()).unwrap();
+    let mut again = Partition::new(in_force.settings, Own { partition: 0, partitions: 1 }).unwrap();
+    after.iter().for_each(|(key, value)| again.restore(key, value).unwrap());
+    again.restored().unwrap();
+    let restored = state(&mut again);
+    let names = |state: &BTreeMap<Vec<u8>, Vec<u8>>| -> Vec<String> {
+        state.keys().map(|key| String::from_utf8_lossy(key).into_owned()).collect()
+    };
+    assert_eq!(names(&restored), names(&live), "nothing comes back, nothing is lost");
 }
 
 #[test]
