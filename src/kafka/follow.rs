@@ -43,8 +43,8 @@ impl Follower {
     fn start(client: &ClientSettings, name: &str, topics: &[&str], at_end: bool) -> Result<Self, Error> {
         let mut config = client.reader(name, Isolation::Committed);
         if client.kind == BrokerKind::Real {
-            // whoever follows for long lets the broker wait; what arrives is given at once all the same
-            config.set("fetch.wait.max.ms", "200");
+            // whoever follows for long lets the broker wait; what is committed shows at the end of a wait only
+            config.set("fetch.wait.max.ms", "50");
         }
         let consumer: BaseConsumer<Logged> = config.create_with_context(Logged).map_err(Error::Settings)?;
         let mut partitions = TopicPartitionList::new();

@@ -24,6 +24,9 @@ const MEMBERSHIP_LOOK: Duration = Duration::from_millis(100);
 /// Belonging to the group for so long without partitions means that there are none for us.
 const MEMBERSHIP_SETTLED: Duration = Duration::from_secs(1);
 
+/// How long looking up a topic in advance may take.
+const LOOK_UP: Duration = Duration::from_secs(1);
+
 impl Session<'_> {
     pub(super) fn serve_changes(&mut self) -> Result<(), Failure> {
         while let Some(change) = self.consumer.context().next() {
@@ -56,6 +59,15 @@ impl Session<'_> {
         if let Some(partition) = partitions.iter().find(|p| **p >= self.partitions) {
             let reason = format!("{topic} has grown: partition {partition} is new");
             return Err(Failure::Rebuild { reason, fenced: false });
+        }
+        if self.owned.is_empty() {
+            // the client looks up a topic it does not know once a second: known in advance, commands are read at once
+            for input in [Input::Commands, Input::Outcomes, Input::Repartition] {
+                let name = self.config().topics.input(input);
+                if let Err(error) = self.consumer.fetch_metadata(Some(name), LOOK_UP) {
+                    tracing::debug!(%error, topic = name, "not looked up in advance");
+                }
+            }
         }
         let mut list = TopicPartitionList::new();
         for &partition in partitions {
