@@ -92,8 +92,6 @@ pub struct Step {
     pub rekeyed: Vec<OutRecord>,
     /// The snapshot of [`Settings`] adopted by this step; one that was followed is on the topic already.
     pub adopted: Option<Arc<Snapshot>>,
-    /// The snapshot that the writer put in force.
-    pub activated: Option<Arc<Snapshot>>,
     /// With [`Settings::finals`]: (metric, rows) of closed windows.
     pub finals: Vec<(usize, RecordBatch)>,
     /// What to count.

@@ -394,7 +394,6 @@ impl Partition {
                 record: change.record,
             })));
         }
-        step.activated = effects.activated.or(step.activated.take());
     }
 }
 
