@@ -53,6 +53,30 @@ pub mod time {
         chrono::DateTime::parse_from_rfc3339(text).ok().map(|t| t.timestamp_micros()).or_else(|| text.parse().ok())
     }
 
+    /// For what others send: RFC 3339 with an offset, or an integer of epoch milliseconds; null is none.
+    pub mod given {
+        use serde::{Deserialize, Deserializer, de};
+
+        use super::{Micros, parse};
+
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Given {
+            Millis(i64),
+            Text(String),
+        }
+
+        /// Reads either.
+        pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Micros>, D::Error> {
+            let wrong = || de::Error::custom("a time is RFC 3339 with an offset, or an integer of epoch milliseconds");
+            match Option::<Given>::deserialize(d)? {
+                None => Ok(None),
+                Some(Given::Millis(millis)) => millis.checked_mul(1_000).map(Some).ok_or_else(wrong),
+                Some(Given::Text(text)) => parse(&text).map(Some).ok_or_else(wrong),
+            }
+        }
+    }
+
     /// For `Option<Micros>`.
     pub mod option {
         use serde::{Deserialize, Deserializer, Serializer, de};

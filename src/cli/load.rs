@@ -8,10 +8,11 @@ use crate::cli::Failure;
 use crate::cli::unmatched::Policies;
 use crate::config::{self, Config, micros};
 use crate::decide::commands::Keyring;
+use crate::decide::interventions::Acting;
 use crate::kafka::{ClientSettings, GroupProtocol, ShellConfig, Topics};
-use crate::pipeline::InputNames;
 use crate::pipeline::terms;
 pub use crate::pipeline::terms::{Loaded, Text, Texts, Tuning};
+use crate::pipeline::{Alerting, InputNames};
 use crate::policy::{LimitStatus, Mode, Snapshot, Status};
 
 /// Deepest folder level read below a directory of queries or policies.
@@ -141,6 +142,20 @@ pub fn tuning(config: &Config) -> Tuning {
         state_bytes: config.limits.list_state_bytes,
         live_keys: config.limits.live_keys,
         run_retention: micros(config.limits.run_retention),
+        alerting: Alerting {
+            keep_firing_for: micros(config.alerts.keep_firing_for),
+            external_timeout: micros(config.alerts.external_timeout),
+        },
+        acting: Acting {
+            approve_within: micros(config.interventions.approve_within),
+            acknowledge_within: micros(config.interventions.acknowledge_within),
+            complete_within: micros(config.interventions.complete_within),
+            escalate: config.interventions.escalate,
+            stop_grace: micros(config.limits.stop_grace),
+            kept: micros(config.limits.tombstone_retention),
+            cascade_depth: config.limits.cascade_depth,
+            agents_kept: micros(config.limits.agent_retention),
+        },
         telemetry: config.decoder(Arc::default()),
         inputs: InputNames {
             telemetry: config.topics.telemetry.as_str().into(),

@@ -208,7 +208,7 @@ fn count_decision(m: &Metrics, decision: &Decision) {
             }
         }
         Decision::CommandResult(r) => count_answer(m, r),
-        Decision::Policy(_) => {}
+        Decision::Guardian(_) | Decision::Policy(_) => {}
     }
 }
 

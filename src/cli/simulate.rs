@@ -212,8 +212,10 @@ fn write(out: &Path, done: &Done) -> Result<(), Failure> {
             Decision::Signal(s) => ("signals", serde_json::to_vec(&**s)),
             Decision::Alert(a) => ("alerts", serde_json::to_vec(&**a)),
             Decision::Intervention(i) => ("interventions", serde_json::to_vec(&**i)),
+            // the life of an intervention is in its own file
+            Decision::Audit(a) if a.kind.starts_with("intervention.") => continue,
             Decision::Audit(a) => ("shadow", serde_json::to_vec(&**a)),
-            Decision::CommandResult(_) | Decision::Policy(_) => continue,
+            Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => continue,
         };
         lines.entry(file).or_default().push(bytes.map_err(Failure::reach)?);
     }

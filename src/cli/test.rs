@@ -113,8 +113,9 @@ fn said(report: &Report) -> Vec<(What, Value)> {
             Decision::Signal(s) => (What::Signals, serde_json::to_value(&**s)),
             Decision::Alert(a) => (What::Alerts, serde_json::to_value(&**a)),
             Decision::Intervention(i) => (What::Interventions, serde_json::to_value(&**i)),
+            Decision::Audit(a) if a.kind.starts_with("intervention.") => return None,
             Decision::Audit(a) => (What::Shadow, serde_json::to_value(&**a)),
-            Decision::CommandResult(_) | Decision::Policy(_) => return None,
+            Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => return None,
         };
         Some((what, value.unwrap_or_default()))
     };

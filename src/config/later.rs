@@ -14,10 +14,6 @@ impl Config {
             ("otlp", self.otlp != default.otlp),
             ("auth.loopback", self.auth.loopback != default.auth.loopback),
             ("auth.tokens", self.auth.tokens != default.auth.tokens),
-            ("limits.agent-retention", l.agent_retention != d.agent_retention),
-            ("limits.tombstone-retention", l.tombstone_retention != d.tombstone_retention),
-            ("limits.stop-grace", l.stop_grace != d.stop_grace),
-            ("limits.cascade-depth", l.cascade_depth != d.cascade_depth),
             ("limits.http-body-bytes", l.http_body_bytes != d.http_body_bytes),
         ];
         changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
@@ -52,10 +48,10 @@ mod tests {
     fn only_keys_that_someone_set_are_named() {
         let mut config = Config::default();
         assert!(config.without_effect().is_empty());
-        config.limits.cascade_depth += 1;
+        config.limits.http_body_bytes += 1;
         config.limits.live_keys += 1;
         config.limits.record_bytes += 1;
-        assert_eq!(config.without_effect(), ["limits.cascade-depth"]);
+        assert_eq!(config.without_effect(), ["limits.http-body-bytes"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!
 //! `config/runwarden.toml` is the manual: every key with its default.
 
+mod acting;
 mod fault;
 mod later;
 mod reader;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
+pub use self::acting::{Alerts, Interventions};
 pub use self::fault::Fault;
 use self::reader::{Reader, Section};
 pub use self::secret::Secret;
@@ -52,6 +54,10 @@ pub struct Config {
     pub otlp: Otlp,
     /// Who may do what.
     pub auth: Auth,
+    /// How alerts live.
+    pub alerts: Alerts,
+    /// How long interventions may take.
+    pub interventions: Interventions,
     /// Bounds.
     pub limits: Limits,
     /// Logs.
@@ -364,6 +370,8 @@ impl Config {
                 default_tenant: tenant(s, "default-tenant", "default"),
             }),
             auth: r.section(root, "auth", auth),
+            alerts: r.section(root, "alerts", acting::alerts),
+            interventions: r.section(root, "interventions", acting::interventions),
             limits: r.section(root, "limits", limits),
             log: r.section(root, "log", log),
         };

@@ -6,8 +6,8 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::clock::{Micros, Wall};
 use crate::decide::id;
-use crate::decide::interventions::SYSTEM;
-use crate::decide::records::{Audit, AuditLog, Intervention, InterventionState, Subject};
+use crate::decide::interventions::{self, SYSTEM, Slot};
+use crate::decide::records::{Audit, Intervention, Subject};
 use crate::policy::{Action, Policy};
 
 /// Longest id of a target that a template gives.
@@ -155,35 +155,14 @@ impl Taken {
 
     /// The intervention of an order: proposed when a person must approve, else issued.
     pub fn intervention(&self, order: Order, now: Wall) -> Intervention {
-        let state = if order.approval_required { InterventionState::Proposed } else { InterventionState::Issued };
-        Intervention {
-            intervention_id: self.id_of(order.kind, &order.target),
-            revision: 1,
-            state,
-            mode: "enforced".into(),
-            kind: order.kind.to_owned(),
-            run_id: (order.target.kind == "RUN").then(|| order.target.id.clone()),
-            target: order.target,
-            parameters: order.parameters.clone(),
-            tenant_id: self.tenant.to_string(),
-            policy_id: self.policy.id.to_string(),
-            signal_id: None,
-            reason: order.reason,
-            authority_level: SYSTEM,
-            initiated_by: format!("policy:{}", self.policy.id),
-            principal: "runwarden".into(),
+        let id = self.id_of(order.kind, &order.target);
+        let slot = Slot { tenant: self.tenant.to_string(), kind: order.kind.to_owned(), target: order.target };
+        let whole = interventions::Order {
+            parameters: order.parameters,
             approval_required: order.approval_required,
-            approved_by: None,
-            created_at: now.0,
-            issued_at: (state == InterventionState::Issued).then_some(now.0),
-            deadline: None,
-            executed_at: None,
-            reverted_at: None,
-            reverted_by: None,
-            supersedes: None,
-            parent_intervention_id: None,
-            audit_log: AuditLog { parameters: order.parameters, ..AuditLog::default() },
-        }
+            ..interventions::Order::of_policy(slot, &self.policy.id, "", order.reason)
+        };
+        Intervention { intervention_id: id, ..whole.record(now) }
     }
 
     /// A line of the audit about this condition: a shadow decision, or an action that could not be taken.

@@ -39,21 +39,63 @@ pub fn authority_name(level: u8) -> &'static str {
     }
 }
 
-/// Policy commands: keyed `*`, applied by the one writer.
-pub const POLICY_COMMANDS: [&str; 12] = [
-    "policy_set.apply",
-    "policy.create",
-    "policy.update",
-    "policy.delete",
-    "proposal.create",
-    "proposal.approve",
-    "proposal.reject",
-    "rule.retire",
-    "limit.enable",
-    "limit.disable",
-    "override.grant",
-    "override.revoke",
+/// Authority of who watches over agents and may ask for help (WATCHDOG).
+pub const WATCHDOG: u8 = 2;
+
+/// Who applies a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writer {
+    /// The one writer: the record's key is `*`.
+    Everyone,
+    /// The owner of the tenant: the record's key is the tenant.
+    Tenant,
+}
+
+/// Every type of command: who applies it, and the least authority that may send one (I2). Where a policy asks for more
+/// (`min_authority`, `override`), that is asked for too.
+pub const COMMANDS: [(&str, Writer, u8); 35] = [
+    ("policy_set.apply", Writer::Everyone, GUARDIAN),
+    ("policy.create", Writer::Everyone, MONITOR),
+    ("policy.update", Writer::Everyone, MONITOR),
+    ("policy.delete", Writer::Everyone, GUARDIAN),
+    ("proposal.create", Writer::Everyone, MONITOR),
+    ("proposal.approve", Writer::Everyone, GUARDIAN),
+    ("proposal.reject", Writer::Everyone, GUARDIAN),
+    ("rule.retire", Writer::Everyone, GUARDIAN),
+    ("limit.enable", Writer::Everyone, GUARDIAN),
+    ("limit.disable", Writer::Everyone, GUARDIAN),
+    // the policy says who; the default is GUARDIAN
+    ("override.grant", Writer::Everyone, WATCHDOG),
+    ("override.revoke", Writer::Everyone, WATCHDOG),
+    ("silence.create", Writer::Everyone, MONITOR),
+    ("silence.expire", Writer::Everyone, MONITOR),
+    ("level.report", Writer::Everyone, SYSTEM),
+    ("respond.run", Writer::Everyone, GUARDIAN),
+    ("respond.result", Writer::Everyone, SYSTEM),
+    ("respond.brake", Writer::Everyone, GUARDIAN),
+    ("respond.unlock", Writer::Everyone, GUARDIAN),
+    ("respond.reset_unlocks", Writer::Everyone, GUARDIAN),
+    ("lesson.create", Writer::Tenant, MONITOR),
+    ("lesson.convert", Writer::Tenant, MONITOR),
+    ("lesson.defer", Writer::Tenant, MONITOR),
+    ("lesson.dismiss", Writer::Tenant, MONITOR),
+    ("lesson.reactivate", Writer::Tenant, MONITOR),
+    ("intervention.create", Writer::Tenant, GUARDIAN),
+    ("intervention.approve", Writer::Tenant, GUARDIAN),
+    ("intervention.reject", Writer::Tenant, GUARDIAN),
+    ("intervention.revert", Writer::Tenant, GUARDIAN),
+    ("guardian.cancel_task", Writer::Tenant, GUARDIAN),
+    ("guardian.reallocate", Writer::Tenant, GUARDIAN),
+    ("guardian.override_priority", Writer::Tenant, GUARDIAN),
+    ("guardian.escalate", Writer::Tenant, WATCHDOG),
+    ("alert.raise", Writer::Tenant, MONITOR),
+    ("alert.clear", Writer::Tenant, MONITOR),
 ];
+
+/// Who applies commands of a type, and the least authority that may send one; `None`: there is no such type.
+pub fn known(kind: &str) -> Option<(Writer, u8)> {
+    COMMANDS.iter().find(|(name, ..)| *name == kind).map(|(_, writer, authority)| (*writer, *authority))
+}
 
 /// A command as it is sent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

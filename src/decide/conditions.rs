@@ -27,6 +27,17 @@ const MAX_OPEN: usize = 1_000;
 /// Rows evaluated at once.
 const ROWS: usize = 1_024;
 
+/// Of agents and tasks what is known in any case: what a command about them is checked against (I3).
+const KEPT: [&[(&str, usize, DataType)]; 3] = [
+    &[],
+    &[
+        ("capacity", col::CAPACITY, DataType::Int64),
+        ("team_id", col::TEAM_ID, DataType::Utf8),
+        ("health_status", col::HEALTH_STATUS, DataType::Utf8),
+    ],
+    &[("task_status", col::TASK_STATUS, DataType::Utf8), ("priority", col::PRIORITY, DataType::Utf8)],
+];
+
 /// Project, agent, key, human and provider of a run.
 pub type Identity = [Option<Arc<str>>; 5];
 
@@ -134,7 +145,7 @@ impl Watch {
         };
         let down = entities.take_down(version);
         if self.is_empty() {
-            entities.clear();
+            entities.clear(Kind::Run);
         }
         down.into_iter().map(|(key, up)| fallen(&key, &up)).collect()
     }
@@ -152,9 +163,6 @@ impl Watch {
         identity: &dyn Fn(&str, &str) -> Option<Identity>,
     ) -> Result<Vec<Turn>, ArrowError> {
         let mut turns = Vec::new();
-        if self.is_empty() {
-            return Ok(turns);
-        }
         let text = |column: usize| batch.column(column).as_string::<i32>();
         let columns = [col::RUN_ID, col::AGENT_ID, col::TASK_ID].map(text);
         let rest = [col::PROJECT_ID, col::AGENT_ID, col::API_KEY_ID, col::HUMAN_ACTOR_ID, col::PROVIDER].map(text);
@@ -165,6 +173,12 @@ impl Watch {
         let mut pending: Vec<Row> = Vec::new();
         for row in 0..batch.num_rows() {
             let get = |column: &StringArray| column.is_valid(row).then(|| Arc::<str>::from(column.value(row)));
+            let event = if types.is_valid(row) { types.value(row) } else { "" };
+            let of_entity = matches!(event, "agent.heartbeat" | "task.updated");
+            if self.is_empty() && !of_entity {
+                continue;
+            }
+            let reads = [self.reads[RUN], self.reads[AGENT] || of_entity, self.reads[TASK] || of_entity];
             let tenant = tenants.value(row);
             let time = times.value(row);
             let clock = clocks.get(row).copied().unwrap_or(time);
@@ -174,15 +188,14 @@ impl Watch {
                 turns.extend(entities.expire(tenant, clock).iter().map(|(key, up)| fallen(key, up)));
             }
             let named = columns.map(|column| if column.is_valid(row) { Some(column.value(row)) } else { None });
-            if named.iter().zip(self.reads).all(|(id, reads)| id.is_none() || !reads) {
+            if named.iter().zip(reads).all(|(id, reads)| id.is_none() || !reads) {
                 continue;
             }
             let object = (attributes && batch.column(col::ATTRIBUTES).is_valid(row))
                 .then(|| serde_json::from_str(text(col::ATTRIBUTES).value(row)).ok())
                 .flatten();
-            let event = if types.is_valid(row) { types.value(row) } else { "" };
             for kind in [Kind::Run, Kind::Agent, Kind::Task] {
-                let Some(id) = named[place(kind)].filter(|_| self.reads[place(kind)]) else { continue };
+                let Some(id) = named[place(kind)].filter(|_| reads[place(kind)]) else { continue };
                 let open = match kind {
                     Kind::Run if matches!(event, "run.completed" | "run.failed") => Some(false),
                     Kind::Run if event == "run.started" => Some(true),
@@ -191,7 +204,11 @@ impl Watch {
                     }
                     _ => None,
                 };
-                let values = self.said(kind, batch, row, object.as_ref());
+                let mut values = self.said(kind, batch, row, object.as_ref());
+                for (name, column, data_type) in KEPT[place(kind)].iter().filter(|_| of_entity) {
+                    let value = cell(batch.column(*column), data_type, row);
+                    values.extend(value.map(|value| (Arc::from(*name), value)));
+                }
                 let run = named[RUN].filter(|_| kind == Kind::Task);
                 let agent = named[AGENT].filter(|_| kind != Kind::Agent);
                 entities.observe(tenant, kind, Said { id, time, values, open, run, agent });

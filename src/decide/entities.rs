@@ -2,7 +2,7 @@
 //!
 //! "Latest" is by event time, the later record winning a tie, so that a late record does not bring back an old value. A field
 //! that an event leaves out keeps its value. A run is forgotten 24 hours of its tenant's event time after its last event, an agent
-//! or a task after 7 days. Nothing is kept while no condition reads anything.
+//! or a task after 7 days. Of runs nothing is kept while no condition reads any; what agents and tasks say of themselves always is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -262,13 +262,41 @@ impl Entities {
         down
     }
 
-    /// Forgets everything: no condition reads anything any more.
-    pub fn clear(&mut self) {
-        for (tenant, state) in self.tenants.drain() {
-            for kind in Kind::ALL.iter().copied() {
-                self.dirty.extend(state.kinds[at(kind)].keys().map(|id| (tenant.clone(), kind, id.clone())));
+    /// Forgets all of a kind: no condition reads it any more.
+    pub fn clear(&mut self, kind: Kind) {
+        for (tenant, state) in &mut self.tenants {
+            self.dirty.extend(state.kinds[at(kind)].drain().map(|(id, _)| (tenant.clone(), kind, id)));
+            if kind != Kind::Agent {
+                state.open.values_mut().for_each(|open| open[at(kind)].clear());
             }
         }
+    }
+
+    /// The latest text of a field.
+    pub fn text(&self, tenant: &str, kind: Kind, id: &str, field: &str) -> Option<Arc<str>> {
+        match self.get(tenant, kind, id)?.values.get(field)? {
+            (_, Value::Text(text)) => Some(Arc::clone(text)),
+            _ => None,
+        }
+    }
+
+    /// The latest whole number of a field.
+    pub fn whole(&self, tenant: &str, kind: Kind, id: &str, field: &str) -> Option<i64> {
+        match self.get(tenant, kind, id)?.values.get(field)? {
+            (_, Value::Whole(number)) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// The agents of a team, as last named with it, by id.
+    pub fn team(&self, tenant: &str, team: &str) -> Vec<String> {
+        let agents = self.tenants.get(tenant).into_iter().flat_map(|t| &t.kinds[at(Kind::Agent)]);
+        let of_team =
+            |entity: &Entity| matches!(entity.values.get("team_id"), Some((_, Value::Text(t))) if **t == *team);
+        let mut found: Vec<String> =
+            agents.filter(|(_, entity)| of_team(entity)).map(|(id, _)| id.to_string()).collect();
+        found.sort();
+        found
     }
 
     /// How many are remembered.

@@ -231,6 +231,26 @@ pub enum Severity {
     Critical,
 }
 
+impl Severity {
+    /// Every severity.
+    pub const ALL: [Self; 4] = [Self::Low, Self::Medium, Self::High, Self::Critical];
+
+    /// The JSON name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Low => "LOW",
+            Self::Medium => "MEDIUM",
+            Self::High => "HIGH",
+            Self::Critical => "CRITICAL",
+        }
+    }
+
+    /// Reads the JSON name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.as_str().eq_ignore_ascii_case(name))
+    }
+}
+
 /// A correlated alert (A1): what belongs together, as one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Alert {
@@ -292,15 +312,60 @@ pub struct Alert {
 
 /// State of an intervention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-#[allow(missing_docs, reason = "the states of contracts.md")]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum InterventionState {
     /// A person must approve it first.
     Proposed,
+    /// An executor is to do it.
     Issued,
+    /// An executor has said that it will.
     Acknowledged,
+    /// An executor has done it.
     Succeeded,
+    /// An executor could not do it.
     Failed,
+    /// Nobody acknowledged it, or reported its end, in time.
+    TimedOut,
+    /// A person refused it.
+    Rejected,
+    /// No person approved it in time.
+    Expired,
+    /// Another, or the run's own end, made it needless before anyone acknowledged it.
+    Superseded,
+    /// It was taken back.
+    Reverted,
+}
+
+impl InterventionState {
+    /// Every state.
+    pub const ALL: [Self; 10] = [
+        Self::Proposed,
+        Self::Issued,
+        Self::Acknowledged,
+        Self::Succeeded,
+        Self::Failed,
+        Self::TimedOut,
+        Self::Rejected,
+        Self::Expired,
+        Self::Superseded,
+        Self::Reverted,
+    ];
+
+    /// The JSON name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Proposed => "PROPOSED",
+            Self::Issued => "ISSUED",
+            Self::Acknowledged => "ACKNOWLEDGED",
+            Self::Succeeded => "SUCCEEDED",
+            Self::Failed => "FAILED",
+            Self::TimedOut => "TIMED_OUT",
+            Self::Rejected => "REJECTED",
+            Self::Expired => "EXPIRED",
+            Self::Superseded => "SUPERSEDED",
+            Self::Reverted => "REVERTED",
+        }
+    }
 }
 
 /// Before, after and what led to it.
@@ -323,7 +388,7 @@ pub struct Intervention {
     pub intervention_id: String,
     /// 1, 2, 3 …
     pub revision: u64,
-    /// ISSUED ACKNOWLEDGED …
+    /// PROPOSED ISSUED ACKNOWLEDGED SUCCEEDED FAILED TIMED_OUT REJECTED EXPIRED SUPERSEDED REVERTED
     pub state: InterventionState,
     /// Always `enforced` here: nothing in shadow is ever on this topic.
     pub mode: String,
@@ -360,7 +425,7 @@ pub struct Intervention {
     /// When it went out.
     #[serde(with = "time::option")]
     pub issued_at: Option<Micros>,
-    /// By when it must be acknowledged.
+    /// By when it must be approved, acknowledged or ended, whichever is next.
     #[serde(with = "time::option")]
     pub deadline: Option<Micros>,
     /// When an executor did it.
@@ -405,6 +470,22 @@ pub struct Audit {
     pub reason: String,
     /// True for a refusal.
     pub refused: bool,
+}
+
+/// What an agent of the guardian publishes (I6), beside the record of the intervention.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuardianEvent {
+    /// `guardian.intervention.started|completed|reverted`, `guardian.resource.reallocated`
+    pub event_type: String,
+    /// Unique.
+    pub event_id: String,
+    /// Tenant.
+    pub tenant_id: String,
+    /// The step's clock.
+    #[serde(with = "time")]
+    pub at: Micros,
+    /// As the seed has it.
+    pub payload: serde_json::Value,
 }
 
 /// The answer to a command.
@@ -461,6 +542,8 @@ pub enum Decision {
     Alert(Box<Alert>),
     /// On `runwarden.interventions`.
     Intervention(Box<Intervention>),
+    /// On `runwarden.interventions`.
+    Guardian(Box<GuardianEvent>),
     /// On `runwarden.audit`.
     Audit(Box<Audit>),
     /// On `runwarden.command-results`.

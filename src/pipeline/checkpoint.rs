@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::decide::correlation::Open;
 use crate::decide::entities::Entity;
 use crate::decide::id::part;
+use crate::decide::interventions::stopped::Stopped;
 use crate::decide::interventions::{Live, Slot};
 use crate::decide::levels::{Line, Up};
 use crate::kafka::core::{CoreError, StateChange};
@@ -29,14 +30,19 @@ pub(super) const MEMBERS: u8 = b'C';
 pub(super) const DEDUP: u8 = b'D';
 pub(super) const ALERTS: u8 = b'A';
 pub(super) const INTERVENTIONS: u8 = b'I';
+/// Runs that were stopped.
+pub(super) const STOPPED: u8 = b'Z';
 pub(super) const LEVELS: u8 = b'L';
 pub(super) const ENTITIES: u8 = b'E';
 pub(super) const RUNS: u8 = b'R';
 pub(super) const CLOCKS: u8 = b'T';
 pub(super) const SNAPSHOTS: u8 = b'S';
 pub(super) const META: u8 = b'P';
-/// The register of policies, and the answers to commands: of the owner of `*` only.
+/// The register of policies: of the owner of `*` only.
 pub(super) const REGISTER: u8 = b'G';
+/// The silences in force.
+pub(super) const SILENCES: u8 = b'Q';
+/// The answers to commands, by key and id.
 pub(super) const ANSWERS: u8 = b'K';
 
 fn key(tag: u8, parts: &[&str]) -> Vec<u8> {
@@ -130,6 +136,9 @@ impl Partition {
             let name = key(INTERVENTIONS, &[&slot.tenant, &slot.kind, &slot.target.kind, &slot.target.id]);
             out.put(name, live.map(|l| (&slot, l)).as_ref());
         }
+        for ((tenant, run), mark) in self.interventions.take_stopped() {
+            out.put(key(STOPPED, &[&tenant, &run]), mark.map(|m| (&tenant, &run, m)).as_ref());
+        }
         for (line, ups) in self.levels.take_changes() {
             let version = line.policy_version.to_string();
             let parts = [
@@ -161,8 +170,12 @@ impl Partition {
             let parts: Vec<&str> = name.iter().map(String::as_str).collect();
             out.put(key(REGISTER, &parts), item.as_ref());
         }
-        for (id, answer) in self.writer.take_answers() {
-            out.put(key(ANSWERS, &[&id]), answer.map(|a| (&id, a)).as_ref());
+        for ((tenant, id), answer) in self.writer.take_answers() {
+            out.put(key(ANSWERS, &[&tenant, &id]), answer);
+        }
+        if self.silences_dirty {
+            out.put(key(SILENCES, &["in-force"]), Some(&*self.silences));
+            self.silences_dirty = false;
         }
         out.put(key(META, &["partition"]), Some(&self.meta));
         self.checkpoint_due = false;
@@ -179,6 +192,7 @@ impl Partition {
         self.runs.mark_all_dirty();
         self.clocks.mark_all_dirty();
         self.writer.mark_all_dirty();
+        self.silences_dirty = true;
         let ids = self.limits.snapshots().map(|s| Arc::clone(s.id())).collect::<Vec<_>>();
         self.dirty_snapshots.extend(ids);
     }
@@ -198,6 +212,11 @@ impl Partition {
             INTERVENTIONS => {
                 let (slot, live): (Slot, Live) = from_json(value)?;
                 self.interventions.restore(slot, live);
+                Ok(())
+            }
+            STOPPED => {
+                let (tenant, run, mark): (Box<str>, Box<str>, Stopped) = from_json(value)?;
+                self.interventions.restore_stopped((tenant, run), mark);
                 Ok(())
             }
             LEVELS => {
@@ -231,8 +250,11 @@ impl Partition {
                 Ok(())
             }
             ANSWERS => {
-                let (id, answer): (String, Answer) = from_json(value)?;
-                self.writer.restore_answer(id, answer);
+                self.writer.restore_answer(from_json::<Answer>(value)?);
+                Ok(())
+            }
+            SILENCES => {
+                self.silences = Arc::new(from_json(value)?);
                 Ok(())
             }
             META => {

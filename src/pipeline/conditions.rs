@@ -9,9 +9,11 @@ use crate::clock::{Micros, Wall};
 use crate::decide::actions::{Taken, cause};
 use crate::decide::conditions::{Turn, Watch};
 use crate::decide::entities::Entities;
+use crate::decide::interventions::Care;
 use crate::decide::records::Decision;
 use crate::kafka::core::CoreError;
-use crate::pipeline::partition::{Partition, Step};
+use crate::pipeline::entries::Entries;
+use crate::pipeline::partition::{Around, Partition, Step};
 use crate::policy::{Fields, Mode, Snapshot};
 use crate::telemetry::schema::SCHEMA;
 
@@ -51,10 +53,10 @@ fn compile(snapshot: &Snapshot, fields: &Fields) -> Watch {
 
 impl Partition {
     /// The snapshot in force has other conditions: what they no longer hold up ends.
-    pub(super) fn adopt_conditions(&mut self, snapshot: &Snapshot, now: Wall, step: &mut Step) {
+    pub(super) fn adopt_conditions(&mut self, snapshot: &Snapshot, now: Wall, step: &mut Step, entries: &mut Entries) {
         self.standing.adopt(snapshot);
         let turned = self.standing.watch.settle(&mut self.standing.entities);
-        self.act(turned, now, &[], step);
+        self.act(turned, now, &Around::none(now), step, entries);
     }
 
     /// What turned in a batch; `clocks` is each row's tenant's clock.
@@ -78,13 +80,22 @@ impl Partition {
         Ok(turned)
     }
 
-    /// Does what follows. `row_now` is the step's clock at each row, where that differs from `now`.
-    pub(super) fn act(&mut self, turned: Vec<Turn>, now: Wall, row_now: &[Micros], step: &mut Step) {
+    /// Does what follows.
+    pub(super) fn act(
+        &mut self,
+        turned: Vec<Turn>,
+        now: Wall,
+        around: &Around,
+        step: &mut Step,
+        entries: &mut Entries,
+    ) {
         for turn in turned {
             match turn {
                 Turn::Up(taken) => {
-                    let now = row_now.get(taken.row).map_or(now, |at| Wall(*at));
-                    self.take_actions(&taken, now, step);
+                    let row = u32::try_from(taken.row).unwrap_or(u32::MAX);
+                    let now = around.row_now.get(taken.row).map_or(now, |at| Wall(*at));
+                    entries.at(row, around.clocks.get(taken.row).copied(), around.agent_at(row));
+                    self.take_actions(&taken, now, step, entries);
                 }
                 Turn::Down { tenant, policy_tenant, policy_id, about } => {
                     self.interventions.release(&tenant, &cause(&policy_tenant, &policy_id, &about));
@@ -93,7 +104,7 @@ impl Partition {
         }
     }
 
-    fn take_actions(&mut self, taken: &Taken, now: Wall, step: &mut Step) {
+    fn take_actions(&mut self, taken: &Taken, now: Wall, step: &mut Step, entries: &mut Entries) {
         let (tenant, policy) = (&taken.tenant, &taken.policy);
         if self.limits.current().suspends(tenant, &policy.tenant, &policy.id) {
             return;
@@ -105,8 +116,11 @@ impl Partition {
         for (number, action) in taken.policy.actions.iter().enumerate() {
             match taken.order(action) {
                 Ok(order) => {
-                    let ordered = self.interventions.order(taken.intervention(order, now), taken.cause());
-                    step.decisions.extend(ordered.map(|i| Decision::Intervention(Box::new(i))));
+                    let mut record = taken.intervention(order, now);
+                    self.complete(&mut record);
+                    let care = Care::of(&taken.policy);
+                    let said = self.interventions.order(record, Some(taken.cause()), care, now);
+                    self.publish(said, now, step, entries);
                 }
                 Err(why) => {
                     let refused = taken.impossible(number, action, &why, now);

@@ -31,6 +31,10 @@ pub fn record(decision: &Decision, now: Wall, source: &str) -> Result<OutRecord,
             let head = Head { id, kind, time, subject: &i.target.id };
             event(Topic::Interventions, &i.tenant_id, source, &head, &**i)
         }
+        Decision::Guardian(g) => {
+            let head = Head { id: g.event_id.clone(), kind: g.event_type.clone(), time: g.at, subject: &g.event_id };
+            event(Topic::Interventions, &g.tenant_id, source, &head, &g.payload)
+        }
         Decision::Audit(a) => {
             let kind = format!("runwarden.audit.{}", a.kind);
             let head = Head { id: a.audit_id.clone(), kind, time: a.at, subject: &a.subject.id };

@@ -112,6 +112,13 @@ impl LimitSets {
         &self.current
     }
 
+    /// A policy of some version, as a snapshot that is held has it: the one in force first.
+    pub fn policy(&self, tenant: &str, id: &str, version: u32) -> Option<Arc<crate::policy::Policy>> {
+        let held = std::iter::once(self.current()).chain(self.snapshots());
+        let mut of = held.filter_map(|snapshot| snapshot.policy(tenant, id));
+        of.find(|policy| policy.version == version).cloned()
+    }
+
     /// The snapshots held, by id.
     pub fn snapshots(&self) -> impl Iterator<Item = &Arc<Snapshot>> {
         self.snapshots.values()

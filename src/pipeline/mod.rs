@@ -4,12 +4,14 @@
 //! [`Partition`]. What a step says is a list of [`crate::decide::records::Decision`]s; [`Partition`] as a
 //! [`crate::kafka::core::Core`] gives them encoded, with a digest.
 
+mod acting;
 pub mod checkpoint;
 pub mod clocks;
 mod conditions;
 mod core;
-pub mod denial;
 pub mod encode;
+mod entries;
+pub mod happenings;
 pub mod intake;
 pub mod judge;
 pub mod limits;
@@ -24,4 +26,4 @@ mod writer;
 
 pub use intake::{InputNames, Own};
 pub use limits::LimitSets;
-pub use partition::{Counts, InForce, Partition, Settings, Step};
+pub use partition::{Alerting, Counts, InForce, Partition, Settings, Step};

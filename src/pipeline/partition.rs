@@ -14,15 +14,16 @@ use datafusion::arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, Wall};
-use crate::decide::correlation::{Correlation, Entry};
-use crate::decide::interventions::{Interventions, Outcome};
+use crate::decide::correlation::{Correlation, View};
+use crate::decide::interventions::{Acting, Interventions};
 use crate::decide::levels::Levels;
 use crate::decide::records::Decision;
 use crate::decide::sql::Prepared;
 use crate::kafka::core::{CoreError, Input, InputBatch, OutRecord, StepInput};
 use crate::pipeline::clocks::{Clocks, EndClock};
 use crate::pipeline::conditions::Standing;
-use crate::pipeline::denial::{self, Denial};
+use crate::pipeline::entries::Entries;
+use crate::pipeline::happenings::{self, Happening, What};
 use crate::pipeline::intake::{self, InputNames, Own, Rows};
 use crate::pipeline::judge::{self, MetricPlan};
 use crate::pipeline::limits::{LimitSets, MetricInfo};
@@ -30,12 +31,12 @@ use crate::pipeline::runs::{Bound, RunTable, Seen};
 use crate::pipeline::terms::Tuning;
 use crate::pipeline::watcher::{GroupCache, Watcher};
 use crate::pipeline::writer::Writer;
-use crate::policy::{Scope, Snapshot, Terms};
+use crate::policy::{Scope, Silence, Snapshot, Terms};
 use crate::stream::{Emit, Engine, Metric, Query, Window};
 use crate::telemetry::schema::col;
 use crate::telemetry::{Batch, DeadLetter, Decoder, Dedup, Origin, Reason, redacted_json};
 
-use self::around::Around;
+pub(super) use self::around::Around;
 
 /// Scopes of the groups an event belongs to, in the order of the fields of [`Seen`].
 const GROUPS: [Scope; 5] = [Scope::Project, Scope::Agent, Scope::ApiKey, Scope::HumanActor, Scope::Provider];
@@ -67,6 +68,10 @@ pub struct Settings {
     pub dedup: (Micros, usize),
     /// `[time] idle-timeout`, µs.
     pub idle_timeout: Micros,
+    /// `[alerts]`
+    pub alerting: Alerting,
+    /// `[interventions]`
+    pub acting: Acting,
     /// Input topics, for the origin of rows.
     pub inputs: InputNames,
     /// CloudEvents source of this deployment.
@@ -77,6 +82,21 @@ pub struct Settings {
     pub event_clock: bool,
     /// What `future` compares with; `None`: the step's clock.
     pub future_at: Option<Wall>,
+}
+
+/// `[alerts]`: how alerts live, µs of event time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alerting {
+    /// How long an alert stays open after the last thing in it has ended.
+    pub keep_firing_for: Micros,
+    /// How long an external alert that nobody clears is up.
+    pub external_timeout: Micros,
+}
+
+impl Default for Alerting {
+    fn default() -> Self {
+        Self { keep_firing_for: 0, external_timeout: 24 * 3_600 * crate::clock::SECOND }
+    }
 }
 
 /// What one step gave, before it is encoded.
@@ -128,6 +148,8 @@ pub struct InForce {
     pub snapshot: Arc<Snapshot>,
     /// Made from the snapshot's queries, prices and decision settings.
     pub settings: Arc<Settings>,
+    /// What nobody is told of, and for how long.
+    pub silences: Arc<Vec<Silence>>,
 }
 
 /// A partition's state.
@@ -150,6 +172,10 @@ pub struct Partition {
     pub(super) adopt: Option<Arc<Snapshot>>,
     /// Revision of the snapshot to adopt, when it was followed.
     pub(super) adopt_revision: Option<u64>,
+    /// Silences in force, and those to adopt with the revision.
+    pub(super) silences: Arc<Vec<Silence>>,
+    pub(super) adopt_silences: Option<Arc<Vec<Silence>>>,
+    pub(super) silences_dirty: bool,
     pub(super) writer: Writer,
     pub(super) checkpoint_due: bool,
     /// Keys that ended before other settings came in force: the checkpoint topic may hold them still.
@@ -226,7 +252,7 @@ impl Partition {
             groups: GroupCache::new(key_sets),
             levels: Levels::default(),
             correlation,
-            interventions: Interventions::default(),
+            interventions: Interventions::new(settings.acting, !settings.event_clock),
             standing: Standing::new(&snapshot, plans.iter().map(|p| p.name.clone())),
             runs: RunTable::new(run_retention(&settings), settings.stream.max_live_keys.saturating_mul(2)),
             clocks: Clocks::default(),
@@ -235,6 +261,9 @@ impl Partition {
             dirty_snapshots: BTreeSet::from([Arc::clone(snapshot.id())]),
             adopt: (!settings.follows).then_some(snapshot),
             adopt_revision: None,
+            silences: Arc::default(),
+            adopt_silences: None,
+            silences_dirty: false,
             writer: Writer::default(),
             checkpoint_due: false,
             gone: Vec::new(),
@@ -276,6 +305,7 @@ impl Partition {
         }
         self.adopt = Some(Arc::clone(&in_force.snapshot));
         self.adopt_revision = Some(in_force.revision);
+        self.adopt_silences = Some(Arc::clone(&in_force.silences));
         Ok(())
     }
 
@@ -325,16 +355,17 @@ impl Partition {
             self.runs.rebind();
             self.groups.forget();
         }
-        let mut entries = Vec::new();
+        let mut entries = Entries::default();
         if !input.replaying {
             self.adopt_snapshot(now, &mut step, &mut entries);
         }
         for batch in &input.inputs {
             step.counts.records[batch.input as usize] += batch.records.len() as u64;
         }
-        self.take_commands(&input.inputs, now, &mut step);
+        self.take_commands(&input.inputs, now, &mut step, &mut entries);
         self.end_terms(now, &mut step);
-        self.take_outcomes(&input.inputs, now, &mut step);
+        self.take_outcomes(&input.inputs, now, &mut step, &mut entries);
+        self.pass_deadlines(now, &mut step, &mut entries);
         let idle = if tick { self.clocks.idle(self.settings.idle_timeout, &self.meta.end) } else { Vec::new() };
         for (tenant, clock) in &idle {
             let watermark = clock.saturating_sub(self.settings.stream.lateness);
@@ -358,9 +389,16 @@ impl Partition {
             let idled = idle.iter().find(|(t, _)| **t == *tenant).map(|(_, c)| *c);
             clocks.highest(tenant).into_iter().chain(idled).max()
         };
+        let runs = &mut self.runs;
+        let mut view = View {
+            now: Wall(self.meta.now),
+            silences: &self.silences,
+            keep_firing_for: self.settings.alerting.keep_firing_for,
+            told: &mut |tenant, run, most| runs.told(tenant, run, most),
+        };
         let alerts = self
             .correlation
-            .step(entries, clock_of, input.finish)
+            .step(entries.into_all(), &mut view, clock_of, input.finish)
             .map_err(|e| core_error("cannot correlate alerts")(&e))?;
         step.decisions.extend(alerts.into_iter().map(|a| Decision::Alert(Box::new(a))));
         step.now = Wall(self.meta.now);
@@ -391,18 +429,30 @@ impl Partition {
     pub fn deadline(&self) -> Option<Wall> {
         let waits = self.engine.is_open() || !self.correlation.is_empty();
         let tick = self.meta.end.since.filter(|_| waits).map(|since| since.saturating_add(crate::clock::SECOND));
+        let mute =
+            self.correlation.next_mute(&self.silences, Wall(self.meta.now)).filter(|_| !self.settings.event_clock);
+        let due = self.interventions.next_due();
         let terms = self.writer.next_end().filter(|_| !self.settings.event_clock);
         // another snapshot waits for a step
         let adopt = self.adopt_revision.map(|_| self.meta.now);
-        tick.into_iter().chain(terms).chain(adopt).min().map(Wall)
+        tick.into_iter().chain(terms).chain(mute).chain(due).chain(adopt).min().map(Wall)
     }
 
-    fn adopt_snapshot(&mut self, now: Wall, step: &mut Step, entries: &mut Vec<Entry>) {
+    fn adopt_snapshot(&mut self, now: Wall, step: &mut Step, entries: &mut Entries) {
         let Some(snapshot) = self.adopt.take() else { return };
         let id: Arc<str> = Arc::clone(snapshot.id());
         self.meta.snapshot = id.to_string();
         let followed = self.adopt_revision.take();
         self.meta.revision = followed.unwrap_or(self.meta.revision);
+        if let Some(silences) = self.adopt_silences.take() {
+            self.silences = silences;
+            self.silences_dirty = true;
+            self.checkpoint_due = true;
+        }
+        if followed.is_some() && *self.limits.current().id() == id {
+            // the same terms, other silences
+            return;
+        }
         self.dirty_snapshots.insert(id);
         self.limits.adopt(Arc::clone(&snapshot));
         self.runs.rebind();
@@ -423,7 +473,7 @@ impl Partition {
         for change in ended {
             self.say(change, None, &around, step, entries);
         }
-        self.adopt_conditions(&snapshot, now, step);
+        self.adopt_conditions(&snapshot, now, step, entries);
         self.checkpoint_due = true;
         step.adopted = followed.is_none().then_some(snapshot);
     }
@@ -433,34 +483,12 @@ impl Partition {
         self.decoder.reject(origin, reason, message, payload);
     }
 
-    fn take_outcomes(&mut self, inputs: &[InputBatch<'_>], now: Wall, step: &mut Step) {
-        for (input, tenant, record) in intake::addressed(Input::Outcomes, inputs, self.own, &mut step.rekeyed) {
-            let outcome = record.payload.and_then(|p| serde_json::from_slice::<Outcome>(p).ok());
-            let (Some(tenant), Some(outcome)) = (tenant, outcome) else {
-                // never the parser's own words: they hold values
-                let message = match tenant {
-                    None => "the key of an outcome must be its tenant",
-                    Some(_) => "an outcome is JSON with intervention_id and state ACKNOWLEDGED, SUCCEEDED or FAILED",
-                };
-                let names = &self.settings.inputs;
-                let topic = if input == Input::Outcomes { &names.outcomes } else { &names.repartition };
-                let (partition, offset) = (self.own.partition, record.offset);
-                let origin = Origin { input: input as u8, topic: Arc::clone(topic), partition, offset };
-                self.decoder.reject(origin, Reason::Decode, message, record.payload.unwrap_or_default());
-                continue;
-            };
-            if let Some(record) = self.interventions.report(tenant, &outcome, now) {
-                step.decisions.push(Decision::Intervention(Box::new(record)));
-            }
-        }
-    }
-
     fn take_telemetry(
         &mut self,
         inputs: &[InputBatch<'_>],
         now: Wall,
         step: &mut Step,
-        entries: &mut Vec<Entry>,
+        entries: &mut Entries,
     ) -> Result<(), CoreError> {
         let engine = &self.engine;
         let taken = intake::take(
@@ -510,9 +538,11 @@ impl Partition {
             }
         }
         around.batch = Some(batch);
+        let from = entries.len();
         self.decide(output, &mut around, step, entries)?;
-        self.settle_denials(u32::MAX, &mut around, step);
-        self.act(turned, now, &around.row_now, step);
+        self.settle_happenings(u32::MAX, &mut around, step, entries);
+        self.act(turned, now, &around, step, entries);
+        entries.sort(from);
         let tenants: BTreeSet<Arc<str>> = std::mem::take(&mut around.tenants);
         for tenant in tenants {
             self.clocks.touch(&tenant);
@@ -524,7 +554,8 @@ impl Partition {
     fn observe_runs(&mut self, batch: &Batch, now: Wall, step: &mut Step) -> Around {
         let rows = Rows::new(&batch.rows);
         let snapshot: Arc<str> = Arc::clone(self.limits.current().id());
-        let (runs, types) = (rows.text(col::RUN_ID), rows.text(col::EVENT_TYPE));
+        let (runs, types, parents) =
+            (rows.text(col::RUN_ID), rows.text(col::EVENT_TYPE), rows.text(col::PARENT_RUN_ID));
         let fields =
             [col::PROJECT_ID, col::AGENT_ID, col::API_KEY_ID, col::HUMAN_ACTOR_ID, col::PROVIDER].map(|c| rows.text(c));
         let count = batch.rows.num_rows();
@@ -547,19 +578,40 @@ impl Partition {
             self.runs.expire(tenant, clock);
             for (tenant, run) in self.runs.take_denied() {
                 let row = u32::try_from(row).unwrap_or(u32::MAX);
-                around.denials.push_back(Denial { row, tenant, run, time, why: None });
+                around.happenings.push_back(Happening { row, tenant, run, time, what: What::Admitted });
             }
+            let event_type = intake::get(types, row).unwrap_or_default();
+            let at = u32::try_from(row).unwrap_or(u32::MAX);
+            let alert = happenings::may_alert(event_type)
+                .then(|| happenings::alert(&batch.rows, row, time, self.settings.alerting.external_timeout))
+                .flatten();
             let fields = fields.map(|c| intake::get(c, row));
             let Some(run_id) = intake::get(runs, row) else {
+                let said = |what| Happening { row: at, tenant: tenant.into(), run: "".into(), time, what };
+                around.happenings.extend(alert.map(said));
                 around.run_sets.push(u32::MAX);
                 around.run_agents.push(None);
                 let groups = GROUPS.into_iter().zip(fields).filter_map(|(scope, id)| Some((scope, id?)));
                 step.counts.uncovered += u64::from(!self.limits.cover(tenant, groups));
                 continue;
             };
-            let event_type = intake::get(types, row).unwrap_or_default();
-            let seen = Seen { tenant, run: run_id, event_type, time, fields };
+            let seen = Seen { tenant, run: run_id, parent: intake::get(parents, row), event_type, time, fields };
             let (bound, run) = self.runs.observe(seen, &snapshot);
+            let news = std::mem::take(&mut run.has_new_parent);
+            let parent = run.parent.as_deref().filter(|_| news);
+            let zombie = self.interventions.is_zombie(tenant, run_id, time)
+                && matches!(event_type, "run.started" | "run.first_token" | "run.step");
+            let whats =
+                parent.map(|parent| What::Child(parent.into())).into_iter().chain(zombie.then_some(What::Zombie));
+            let said = |what| Happening { row: at, tenant: tenant.into(), run: run_id.into(), time, what };
+            around.happenings.extend(whats.map(said));
+            if let Some(mut what) = alert {
+                if let What::Alert(member) = &mut what {
+                    let agent = || run.fields.agent.as_deref().map(str::to_owned);
+                    member.agent_id = member.agent_id.take().or_else(agent);
+                }
+                around.happenings.push_back(said(what));
+            }
             if let Some(before) = run.before.take()
                 && let Ok(row) = u32::try_from(row)
             {
@@ -590,17 +642,17 @@ impl Partition {
             }
             if (ambiguous || run.denied)
                 && let Ok(row) = u32::try_from(row)
-                && let Some(denial) = denial::judge(row, &seen, run, &mut self.limits)
+                && let Some(judged) = happenings::judge(row, &seen, run, &mut self.limits)
             {
                 self.runs.touch(tenant, run_id);
-                around.denials.push_back(denial);
+                around.happenings.push_back(judged);
             }
             around.run_sets.push(set);
         }
         for (tenant, run) in self.runs.take_denied() {
             let (row, time) =
                 (u32::try_from(count).unwrap_or(u32::MAX), self.clocks.highest(&tenant).unwrap_or_default());
-            around.denials.push_back(Denial { row, tenant, run, time, why: None });
+            around.happenings.push_back(Happening { row, tenant, run, time, what: What::Admitted });
         }
         around
     }

@@ -58,6 +58,15 @@ pub struct Run {
     /// It stands stopped, because the terms it is bound to are ambiguous.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub denied: bool,
+    /// Records of alerts it has caused (`max_alerts_per_run`).
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub alerts: u32,
+    /// The run that started it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub parent: Option<Arc<str>>,
+    /// Set by the row that names the parent first, until someone takes it; not state.
+    #[serde(skip)]
+    pub has_new_parent: bool,
     /// Interned arbitration of the moment; not state, found again after a restart.
     #[serde(skip)]
     pub limit_set: Option<u32>,
@@ -82,6 +91,13 @@ impl Fields {
     }
 }
 
+impl Run {
+    /// Whether nothing came after its latest end.
+    pub fn has_ended(&self) -> bool {
+        self.ends.last().is_some_and(|end| *end >= self.last)
+    }
+}
+
 /// One row's view of its run.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
@@ -93,6 +109,8 @@ pub struct Seen<'a> {
     pub event_type: &'a str,
     /// Event time.
     pub time: Micros,
+    /// `parent_run_id`
+    pub parent: Option<&'a str>,
     /// Project, agent, key, human, provider.
     pub fields: [Option<&'a str>; 5],
 }
@@ -140,6 +158,8 @@ pub struct RunTable {
 #[derive(Debug)]
 struct Tenant {
     runs: Runs,
+    /// Run → those that name it as their parent.
+    children: HashMap<Box<str>, BTreeSet<Box<str>>, FxBuildHasher>,
     /// Hour of a last event, or an earlier one → runs.
     expiry: BTreeMap<i64, BTreeSet<Box<str>>>,
     /// Nothing expires before the tenant's clock shows this.
@@ -148,7 +168,7 @@ struct Tenant {
 
 impl Default for Tenant {
     fn default() -> Self {
-        Self { runs: Runs::default(), expiry: BTreeMap::new(), due: Micros::MAX }
+        Self { runs: Runs::default(), children: HashMap::default(), expiry: BTreeMap::new(), due: Micros::MAX }
     }
 }
 
@@ -170,6 +190,14 @@ impl Tenant {
                 self.expiry.entry(bucket(run.last)).or_default().insert(id.clone());
                 self.runs.insert(id, run);
                 continue;
+            }
+            if let Some(parent) = &run.parent
+                && let Some(children) = self.children.get_mut(&**parent)
+            {
+                children.remove(&id);
+                if children.is_empty() {
+                    self.children.remove(&**parent);
+                }
             }
             gone(id, run);
             if clock.is_none() {
@@ -209,7 +237,7 @@ impl RunTable {
             tenant.forget(None, retention, &mut |id, run| forgotten(seen.tenant, id, run, dirty, gone, denied));
         }
         let mut bound = Bound::Same;
-        let Tenant { runs, expiry, due } = tenant;
+        let Tenant { runs, children, expiry, due } = tenant;
         let run = match runs.entry_ref(seen.run) {
             hashbrown::hash_map::EntryRef::Occupied(entry) => entry.into_mut(),
             hashbrown::hash_map::EntryRef::Vacant(entry) => {
@@ -227,6 +255,9 @@ impl RunTable {
                     last: seen.time,
                     ends: BTreeSet::new(),
                     denied: false,
+                    alerts: 0,
+                    parent: None,
+                    has_new_parent: false,
                     limit_set: None,
                     covered: None,
                     before: again.map(Box::new),
@@ -243,6 +274,12 @@ impl RunTable {
             run.before = Some(Box::new(run.clone()));
         }
         let mut touched = bound != Bound::Same;
+        if let Some(parent) = seen.parent.filter(|parent| run.parent.is_none() && *parent != seen.run) {
+            run.parent = Some(parent.into());
+            run.has_new_parent = true;
+            touched = true;
+            children.entry_ref(parent).or_default().insert(seen.run.into());
+        }
         match seen.event_type {
             "run.started" if binding => {
                 run.run_start = Arc::clone(snapshot);
@@ -289,6 +326,40 @@ impl RunTable {
         known.or_else(|| if self.gone.is_empty() { None } else { self.gone.get(&RunRef(tenant, run)) })
     }
 
+    /// The run's parent, that one's parent, and so on: at most `depth`, none twice.
+    pub fn ancestors(&self, tenant: &str, run: &str, depth: usize) -> Vec<String> {
+        let mut found: Vec<String> = Vec::new();
+        let mut at = run.to_owned();
+        while found.len() < depth {
+            let parent = self.get(tenant, &at).and_then(|run| run.parent.as_deref());
+            let Some(parent) = parent.filter(|parent| *parent != run && !found.iter().any(|f| f == parent)) else {
+                break;
+            };
+            at = parent.to_owned();
+            found.push(at.clone());
+        }
+        found
+    }
+
+    /// The runs that name this one as their parent and have not ended, by id.
+    pub fn children(&self, tenant: &str, run: &str) -> Vec<String> {
+        let Some(state) = self.tenants.get(tenant) else { return Vec::new() };
+        let children = state.children.get(run).into_iter().flatten();
+        let open = |id: &&Box<str>| state.runs.get(&***id).is_some_and(|run| !run.has_ended());
+        children.filter(open).map(|id| id.to_string()).collect()
+    }
+
+    /// The event time of a run's first event.
+    pub fn since(&self, tenant: &str, run: &str) -> Micros {
+        self.get(tenant, run).map_or(0, |run| run.first)
+    }
+
+    /// Whether a run of this tenant has this agent.
+    pub fn names_agent(&self, tenant: &str, agent: &str) -> bool {
+        let runs = self.tenants.get(tenant).into_iter().flat_map(|t| t.runs.values());
+        runs.into_iter().any(|run| run.fields.agent.as_deref() == Some(agent))
+    }
+
     /// Another snapshot is in force: every limit set is found anew.
     pub fn rebind(&mut self) {
         for tenant in self.tenants.values_mut() {
@@ -302,6 +373,19 @@ impl RunTable {
     /// Notes that a run changed outside [`Self::observe`].
     pub fn touch(&mut self, tenant: &str, run: &str) {
         self.dirty.insert((tenant.into(), run.into()));
+    }
+
+    /// Counts a record of an alert that a run caused, unless it has caused `most` of them.
+    pub fn told(&mut self, tenant: &str, run: &str, most: u32) -> bool {
+        let known = self.tenants.get_mut(tenant).and_then(|t| t.runs.get_mut(run));
+        // of one that is forgotten there is nothing to count
+        let Some(known) = known else { return true };
+        if known.alerts >= most {
+            return false;
+        }
+        known.alerts += 1;
+        self.dirty.insert((tenant.into(), run.into()));
+        true
     }
 
     /// The step is decided: what it made forgotten is gone.
@@ -373,6 +457,9 @@ impl RunTable {
         let hour = bucket(run.last);
         state.expiry.entry(hour).or_default().insert(id.into());
         state.due = state.due.min(expires(hour, self.retention));
+        if let Some(parent) = &run.parent {
+            state.children.entry_ref(&**parent).or_default().insert(id.into());
+        }
         state.runs.insert(id.into(), run);
     }
 }
@@ -397,6 +484,11 @@ impl Bound {
     fn max(self, other: Self) -> Self {
         if self == Self::New { self } else { other }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 fn bucket(time: Micros) -> i64 {
@@ -437,7 +529,7 @@ mod tests {
     use super::*;
 
     fn seen<'a>(event_type: &'a str, time: Micros, agent: Option<&'a str>) -> Seen<'a> {
-        Seen { tenant: "t", run: "r", event_type, time, fields: [None, agent, None, None, None] }
+        Seen { tenant: "t", run: "r", parent: None, event_type, time, fields: [None, agent, None, None, None] }
     }
 
     #[test]

@@ -11,9 +11,10 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::Micros;
 use crate::decide::commands::Keyring;
+use crate::decide::interventions::Acting;
 use crate::decide::{self, correlation};
 use crate::pipeline::intake::InputNames;
-use crate::pipeline::partition::{InForce, Settings, scope_of};
+use crate::pipeline::partition::{Alerting, InForce, Settings, scope_of};
 use crate::policy::{self, Policy, PolicySet, Scope, Severity, Snapshot, Terms};
 use crate::stream;
 use crate::telemetry::{self, Prices};
@@ -136,6 +137,8 @@ impl InForce {
         struct Of<'a> {
             #[serde(borrow)]
             snapshot: &'a serde_json::value::RawValue,
+            #[serde(default)]
+            silences: Vec<policy::Silence>,
         }
         let standing: Standing = serde_json::from_slice(payload)?;
         let of: Of<'_> = serde_json::from_slice(payload)?;
@@ -155,7 +158,7 @@ impl InForce {
             }
         };
         let revision = standing.revision;
-        Ok((standing, Self { revision, snapshot: Arc::new(snapshot), settings }))
+        Ok((standing, Self { revision, snapshot: Arc::new(snapshot), settings, silences: Arc::new(of.silences) }))
     }
 }
 
@@ -191,6 +194,10 @@ pub struct Tuning {
     pub live_keys: usize,
     /// `[limits] run-retention`
     pub run_retention: Micros,
+    /// `[alerts]`
+    pub alerting: Alerting,
+    /// `[interventions]`, and the bounds of what is remembered of them.
+    pub acting: Acting,
     /// `[telemetry]` and bounds; prices are added
     pub telemetry: telemetry::Settings,
     /// `[topics]`
@@ -208,6 +215,10 @@ struct Decisive {
     idle_timeout_us: Micros,
     dedup_horizon_us: Micros,
     dedup_ids: usize,
+    #[serde(default)]
+    alerting: Alerting,
+    #[serde(default)]
+    acting: Acting,
 }
 
 impl Tuning {
@@ -218,6 +229,8 @@ impl Tuning {
             idle_timeout_us: self.idle_timeout,
             dedup_horizon_us: self.dedup.0,
             dedup_ids: self.dedup.1,
+            alerting: self.alerting,
+            acting: self.acting,
         };
         serde_json::to_string(&decisive).unwrap_or_default()
     }
@@ -229,6 +242,7 @@ impl Tuning {
             self.lateness = set.allowed_lateness_us;
             self.idle_timeout = set.idle_timeout_us;
             self.dedup = (set.dedup_horizon_us, set.dedup_ids);
+            (self.alerting, self.acting) = (set.alerting, set.acting);
         }
         self
     }
@@ -387,6 +401,8 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Vec<String>> {
         dedup: tuning.dedup,
         run_retention: tuning.run_retention,
         idle_timeout: tuning.idle_timeout,
+        alerting: tuning.alerting,
+        acting: tuning.acting,
         inputs: tuning.inputs,
         source: tuning.source,
         finals: false,

@@ -1,8 +1,9 @@
-//! The one writer of policies: commands in, answers, audit lines and records of the policies topic out (P7, P8, P11).
+//! Commands in; answers, audit lines and what follows out.
 //!
-//! Every partition has one; only that of the owner of the key `*` is ever given work, since policy commands stand there. It is part of
-//! the deterministic core: what it accepts follows from its state, the command and the step's clock. A command with an id that was
-//! answered before gets the same answer and changes nothing.
+//! What concerns everyone (policies, silences, the policy level) has one writer, the owner of the key `*`; what concerns one tenant
+//! is applied by the tenant's owner ([`crate::pipeline::acting`]). It is part of the deterministic core: what is accepted follows
+//! from the state, the command and the step's clock. A command with an id that was answered before under its key gets the same
+//! answer and changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,15 +11,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::clock::{Micros, SECOND, Wall};
-use crate::decide::commands::{Command, GUARDIAN, MONITOR, NotACommand, POLICY_COMMANDS, Received, SYSTEM, UNSIGNED};
+use crate::decide::commands::{self, Command, NotACommand, Received, SYSTEM};
 use crate::decide::id;
 use crate::decide::records::{Audit, CommandResult, Decision, PolicyRecord, Subject};
 use crate::kafka::core::{Input, InputBatch};
+use crate::pipeline::entries::Entries;
 use crate::pipeline::intake;
 use crate::pipeline::partition::{Partition, Step};
 use crate::pipeline::terms::{Judge, set_digest};
 use crate::policy::{
-    About, Act, By, Effects, Item, LimitStatus, Order, Policy, PolicySet, Refusal, Register, SetOrder, Terms, parse,
+    About, Act, By, Change, Effects, Item, LimitStatus, Order, Policy, PolicySet, Refusal, Register, SetOrder, Terms,
+    parse,
 };
 use crate::telemetry::{Origin, Reason};
 
@@ -30,7 +33,7 @@ const OLDEST: Micros = 24 * 3_600 * SECOND;
 const AHEAD: Micros = 300 * SECOND;
 /// Answers are remembered a little longer than commands are taken.
 const REMEMBERED: Micros = OLDEST + 2 * AHEAD;
-/// Most answers remembered.
+/// Most answers remembered under one key.
 const MOST: usize = 100_000;
 /// Most conflicts and dependents listed in an answer.
 const MAX_LISTED: usize = 100;
@@ -45,14 +48,39 @@ pub(super) struct Answer {
     result: CommandResult,
 }
 
+/// Key of the record (`*` or the tenant), and id of the command.
+pub(super) type AnswerKey = (String, String);
+
 /// The writer's state.
 #[derive(Default)]
 pub(super) struct Writer {
     pub register: Register,
-    answers: BTreeMap<String, Answer>,
-    by_time: BTreeSet<(Micros, String)>,
-    dirty: BTreeSet<String>,
+    answers: BTreeMap<AnswerKey, Answer>,
+    /// How many are remembered, by key.
+    held: BTreeMap<String, usize>,
+    by_time: BTreeSet<(Micros, AnswerKey)>,
+    dirty: BTreeSet<AnswerKey>,
     judge: Judge,
+}
+
+/// What an accepted command does.
+#[derive(Default)]
+pub(super) struct Done {
+    /// For whoever asked.
+    pub result: Value,
+    /// For the policies topic.
+    pub changes: Vec<Change>,
+    /// For the audit.
+    pub acts: Vec<Act>,
+    /// Everything else.
+    pub decisions: Vec<Decision>,
+}
+
+impl From<Effects> for Done {
+    fn from(effects: Effects) -> Self {
+        let Effects { result, changes, acts, .. } = effects;
+        Self { result, changes, acts, decisions: Vec::new() }
+    }
 }
 
 impl Writer {
@@ -62,7 +90,7 @@ impl Writer {
     }
 
     /// Answers that changed since the last call; `None`: forgotten.
-    pub fn take_answers(&mut self) -> Vec<(String, Option<&Answer>)> {
+    pub fn take_answers(&mut self) -> Vec<(AnswerKey, Option<&Answer>)> {
         let dirty = std::mem::take(&mut self.dirty);
         dirty
             .into_iter()
@@ -80,9 +108,11 @@ impl Writer {
     }
 
     /// Takes an answer back.
-    pub fn restore_answer(&mut self, id: String, answer: Answer) {
-        self.by_time.insert((answer.at, id.clone()));
-        self.answers.insert(id, answer);
+    pub fn restore_answer(&mut self, answer: Answer) {
+        let key = (answer.result.tenant_id.clone(), answer.result.command_id.clone());
+        self.by_time.insert((answer.at, key.clone()));
+        *self.held.entry(key.0.clone()).or_default() += 1;
+        self.answers.insert(key, answer);
     }
 
     /// Takes an item of the register back.
@@ -91,27 +121,41 @@ impl Writer {
     }
 
     fn remember(&mut self, digest: String, at: Micros, result: CommandResult) {
-        let id = result.command_id.clone();
-        self.dirty.insert(id.clone());
-        self.restore_answer(id, Answer { digest, at, result });
+        self.dirty.insert((result.tenant_id.clone(), result.command_id.clone()));
+        self.restore_answer(Answer { digest, at, result });
     }
 
     fn forget(&mut self, now: Micros) {
-        while let Some((at, id)) = self.by_time.pop_first() {
+        while let Some((at, key)) = self.by_time.pop_first() {
             if at.saturating_add(REMEMBERED) > now {
-                self.by_time.insert((at, id));
+                self.by_time.insert((at, key));
                 return;
             }
-            self.answers.remove(&id);
-            self.dirty.insert(id);
+            self.answers.remove(&key);
+            if let Some(held) = self.held.get_mut(&key.0) {
+                *held = held.saturating_sub(1);
+                if *held == 0 {
+                    self.held.remove(&key.0);
+                }
+            }
+            self.dirty.insert(key);
         }
     }
 }
 
 /// A field of a body.
-fn text<'b>(body: &'b Value, name: &'static str) -> Result<&'b str, Refusal> {
+pub(super) fn text<'b>(body: &'b Value, name: &'static str) -> Result<&'b str, Refusal> {
     let found = body.get(name).and_then(Value::as_str).filter(|t| !t.is_empty());
     found.ok_or_else(|| Refusal::new("body", format!("body.{name} is missing, or is no text")))
+}
+
+/// A time of a body.
+pub(super) fn instant(body: &Value, name: &'static str) -> Result<Option<Micros>, Refusal> {
+    #[derive(Deserialize)]
+    struct At(#[serde(with = "crate::clock::time::given")] Option<Micros>);
+    let Some(value) = body.get(name) else { return Ok(None) };
+    let wrong = |_| Refusal::new("body", format!("body.{name} must be a time: RFC 3339, or epoch milliseconds"));
+    serde_json::from_value::<At>(value.clone()).map(|at| at.0).map_err(wrong)
 }
 
 /// An object of texts.
@@ -180,7 +224,13 @@ fn set_of(body: &Value) -> Result<SetOrder, Refusal> {
 
 impl Partition {
     /// Takes the commands of a step, in order.
-    pub(super) fn take_commands(&mut self, inputs: &[InputBatch<'_>], now: Wall, step: &mut Step) {
+    pub(super) fn take_commands(
+        &mut self,
+        inputs: &[InputBatch<'_>],
+        now: Wall,
+        step: &mut Step,
+        entries: &mut Entries,
+    ) {
         for (input, tenant, record) in intake::addressed(Input::Commands, inputs, self.own, &mut step.rekeyed) {
             let payload = record.payload.unwrap_or_default();
             let read = self.settings.tuning.keys.read(payload);
@@ -202,7 +252,7 @@ impl Partition {
                 self.reject_command(origin, Reason::Decode, &message, payload);
                 continue;
             };
-            self.answer(received, key, record.offset, now, step);
+            self.answer(received, key, record.offset, now, step, entries);
         }
     }
 
@@ -211,12 +261,20 @@ impl Partition {
         self.writer.forget(now.0);
         let effects = self.writer.register.expire(now.0);
         let by = Sender { principal: OURSELVES, authority: SYSTEM, cause: "expired" };
-        self.follow_through(effects, &by, now, step);
+        self.follow_through(effects.into(), &by, now, step);
     }
 
-    fn answer(&mut self, received: &Received, key: &str, offset: i64, now: Wall, step: &mut Step) {
+    fn answer(
+        &mut self,
+        received: &Received,
+        key: &str,
+        offset: i64,
+        now: Wall,
+        step: &mut Step,
+        entries: &mut Entries,
+    ) {
         let command = &received.command;
-        let known = self.writer.answers.get(&command.command_id);
+        let known = self.writer.answers.get(&(key.to_owned(), command.command_id.clone()));
         if let Some(answer) = known.filter(|_| received.unsigned.is_none()) {
             if answer.digest == received.digest {
                 step.decisions.push(Decision::CommandResult(Box::new(answer.result.clone())));
@@ -234,6 +292,7 @@ impl Partition {
             reason: command
                 .body
                 .get("reason")
+                .or_else(|| command.body.get("comment"))
                 .and_then(Value::as_str)
                 .unwrap_or_default()
                 .chars()
@@ -241,16 +300,16 @@ impl Partition {
                 .collect(),
             command_id: command.command_id.clone(),
         };
-        let outcome = self.admit(received, key, now).and_then(|()| self.apply(command, &by));
+        let outcome = self.admit(received, key, now).and_then(|()| self.apply(command, &by, now, entries));
         let result = match outcome {
-            Ok(mut effects) => {
+            Ok(mut done) => {
                 let result = CommandResult {
-                    result: std::mem::take(&mut effects.result),
+                    result: std::mem::take(&mut done.result),
                     ..result_of(received, key, offset, "ACCEPTED", "ok", String::new())
                 };
                 step.decisions.push(Decision::CommandResult(Box::new(result.clone())));
                 let sender = Sender { principal: &by.principal, authority: by.authority, cause: &by.command_id };
-                self.follow_through(effects, &sender, now, step);
+                self.follow_through(done, &sender, now, step);
                 result
             }
             Err(why) => self.refuse(received, key, offset, why, now, step),
@@ -264,21 +323,23 @@ impl Partition {
     /// Whether a command may be looked at.
     fn admit(&self, received: &Received, key: &str, now: Wall) -> Result<(), Refusal> {
         let command = &received.command;
-        let policy_command = POLICY_COMMANDS.contains(&command.kind.as_str());
-        if !policy_command {
+        let Some((writer, required)) = commands::known(&command.kind) else {
             return Err(Refusal::new("unknown_command", format!("{} is not a command of this version", command.kind)));
-        }
-        if received.unsigned.is_some() {
-            // before anything is looked up: who has no right learns nothing
-            let required = match command.kind.as_str() {
-                "policy.create" | "policy.update" | "proposal.create" => MONITOR,
-                _ => GUARDIAN,
-            };
-            let reason = format!("this takes authority {required}, and {UNSIGNED} was given");
+        };
+        // before anything is looked up: who has no right learns nothing
+        if received.authority < required {
+            let reason = format!("this takes authority {required}, and {} was given", received.authority);
             return Err(Refusal { required: Some(required), ..Refusal::new("authority", reason) });
         }
-        if key != "*" {
-            return Err(Refusal::new("key", format!("{} has one writer: its key is `*`", command.kind)));
+        match writer {
+            commands::Writer::Everyone if key != "*" => {
+                return Err(Refusal::new("key", format!("{} has one writer: its key is `*`", command.kind)));
+            }
+            commands::Writer::Tenant if key == "*" || key != command.tenant_id => {
+                let reason = format!("{} concerns one tenant: its tenant_id and its key are the same", command.kind);
+                return Err(Refusal::new("key", reason));
+            }
+            _ => {}
         }
         if !self.settings.event_clock {
             let age = now.0.saturating_sub(command.issued_at);
@@ -289,13 +350,20 @@ impl Partition {
                 return Err(Refusal::new("future", "it was issued more than 5 minutes ahead of the clock here"));
             }
         }
-        if self.writer.answers.len() >= MOST {
+        if self.writer.held.get(key).is_some_and(|held| *held >= MOST) {
             return Err(Refusal::new("too_many", format!("{MOST} commands were answered within a day")));
         }
         Ok(())
     }
 
-    fn apply(&mut self, command: &Command, by: &By) -> Result<Effects, Refusal> {
+    fn apply(&mut self, command: &Command, by: &By, now: Wall, entries: &mut Entries) -> Result<Done, Refusal> {
+        if commands::known(&command.kind).is_some_and(|(writer, _)| writer == commands::Writer::Tenant) {
+            return self.act_on(command, by, now, entries);
+        }
+        self.govern(command, by).map(Done::from)
+    }
+
+    fn govern(&mut self, command: &Command, by: &By) -> Result<Effects, Refusal> {
         let tuning = std::sync::Arc::clone(&self.settings.tuning);
         let Writer { register, judge, .. } = &mut self.writer;
         let judge = std::cell::RefCell::new(judge);
@@ -304,19 +372,7 @@ impl Partition {
         let body = &command.body;
         let tenant = tenant_of(body, command);
         match command.kind.as_str() {
-            "policy_set.apply" => {
-                // nobody's set is read who may not apply one
-                if by.authority < GUARDIAN {
-                    let empty = SetOrder {
-                        generation: 0,
-                        digest: String::new(),
-                        policies: Vec::new(),
-                        terms: Terms::default(),
-                    };
-                    return register.apply_set(empty, &order);
-                }
-                register.apply_set(set_of(body)?, &order)
-            }
+            "policy_set.apply" => register.apply_set(set_of(body)?, &order),
             "policy.create" => register.propose(policy_of(body, command)?, About::New, &order),
             "policy.update" => register.propose(policy_of(body, command)?, About::Known, &order),
             "proposal.create" => register.propose(policy_of(body, command)?, About::Any, &order),
@@ -335,6 +391,18 @@ impl Partition {
                 let policy_tenant = body.get("policy_tenant").and_then(Value::as_str).unwrap_or(tenant);
                 register.grant(tenant, (policy_tenant, text(body, "policy_id")?), minutes, &order)
             }
+            "silence.create" => {
+                let matchers = body.get("matchers").cloned().unwrap_or_default();
+                let matchers = serde_json::from_value(matchers).map_err(|_| {
+                    let form = "[{\"name\": \"agent\", \"operator\": \"=\", \"value\": \"planner\"}]";
+                    Refusal::new("body", format!("body.matchers must be a list such as {form}; operators: = != =~ !~"))
+                })?;
+                let starts_at = instant(body, "starts_at")?.unwrap_or(by.at);
+                let ends_at = instant(body, "ends_at")?;
+                let ends_at = ends_at.ok_or_else(|| Refusal::new("body", "body.ends_at is missing: silences end"))?;
+                register.silence(tenant, matchers, (starts_at, ends_at), by)
+            }
+            "silence.expire" => register.unsilence(text(body, "silence_id")?, by),
             "override.revoke" => register.revoke(text(body, "override_id")?, &order),
             other => Err(Refusal::new("unknown_command", format!("{other} is not a command of this version"))),
         }
@@ -381,11 +449,12 @@ impl Partition {
         result
     }
 
-    fn follow_through(&self, effects: Effects, by: &Sender<'_>, now: Wall, step: &mut Step) {
-        for (number, act) in effects.acts.into_iter().enumerate() {
+    fn follow_through(&self, done: Done, by: &Sender<'_>, now: Wall, step: &mut Step) {
+        step.decisions.extend(done.decisions);
+        for (number, act) in done.acts.into_iter().enumerate() {
             step.decisions.push(Decision::Audit(Box::new(audit(act, number, by, now))));
         }
-        for change in effects.changes {
+        for change in done.changes {
             step.decisions.push(Decision::Policy(Box::new(PolicyRecord {
                 tenant_id: change.tenant,
                 kind: change.kind.to_owned(),

@@ -31,6 +31,7 @@ mod register;
 mod schema;
 mod scope;
 mod set;
+mod silence;
 mod snapshot;
 mod yaml;
 
@@ -70,4 +71,5 @@ pub use register::{
 pub use schema::{schema, schema_text};
 pub use scope::{Level, Scope, Selector, Subject, Who};
 pub use set::{FileSummary, PolicySet};
+pub use silence::{Compare, MATCHED, Matcher, Silence, SilenceStatus};
 pub use snapshot::{Snapshot, SnapshotError, Suspension, namespace};

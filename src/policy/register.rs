@@ -17,12 +17,14 @@ use crate::clock::Micros;
 use super::conflict::{Conflict, Conflicts};
 use super::depend::DependencyEdge;
 use super::model::{LimitStatus, Policy, Status};
+use super::silence::{Silence, SilenceStatus};
 use super::snapshot::{Snapshot, Suspension};
 
 mod overrides;
 pub(super) mod proposals;
 mod records;
 mod sets;
+mod silences;
 #[cfg(test)]
 mod tests;
 
@@ -52,6 +54,9 @@ pub struct Register {
     versions: BTreeMap<(String, u32), Version>,
     toggles: BTreeMap<LimitKey, Toggle>,
     overrides: BTreeMap<String, Override>,
+    silences: BTreeMap<String, Silence>,
+    /// Those that were said with the terms in force last.
+    silencing: Vec<Silence>,
     superseded: BTreeMap<String, Micros>,
     revision: u64,
     activated_at: Micros,
@@ -92,6 +97,11 @@ impl Register {
         &self.overrides
     }
 
+    /// The silences by id.
+    pub fn silences(&self) -> &BTreeMap<String, Silence> {
+        &self.silences
+    }
+
     /// A policy that is not deleted.
     pub fn policy(&self, tenant: &str, id: &str) -> Option<&Held> {
         self.policies.get(&(tenant.into(), id.into())).filter(|held| held.policy.is_some())
@@ -106,7 +116,11 @@ impl Register {
         let overrides = self.overrides.values().filter(|o| o.status == OverrideStatus::Active).map(|o| o.expires_at);
         let snapshots = self.superseded.values().map(|at| at.saturating_add(SNAPSHOTS_KEPT));
         let ended = self.overrides.values().filter_map(|o| o.ended_at).map(|at| at.saturating_add(ENDED_KEPT));
-        self.next_end = overrides.chain(snapshots).chain(ended).min();
+        let silences = self.silences.values().map(|s| match s.status {
+            SilenceStatus::Active => s.ends_at,
+            SilenceStatus::Expired => s.ends_at.saturating_add(ENDED_KEPT),
+        });
+        self.next_end = overrides.chain(snapshots).chain(ended).chain(silences).min();
     }
 
     fn all(&self) -> impl Iterator<Item = &Policy> {
@@ -245,11 +259,17 @@ impl Register {
         let Some(snapshot) = self.made() else { return };
         let (before, id) = (self.snapshot.clone(), snapshot.id().to_string());
         let changed = before.as_ref().is_none_or(|old| **old.id() != *id);
-        if !changed && !effects.changes.iter().any(|c| c.kind == "set") {
+        let silencing = self.silences_in_force();
+        let muted = silencing != self.silencing;
+        if !changed && !muted && !effects.changes.iter().any(|c| c.kind == "set") {
             return self.count_ends();
         }
-        if changed {
+        if changed || muted {
+            self.silencing = silencing;
             self.revision += 1;
+            self.dirty.insert(vec!["in-force".into()]);
+        }
+        if changed {
             self.activated_at = by.at;
             if let Some(old) = before {
                 self.superseded.insert(old.id().to_string(), by.at);
@@ -258,7 +278,6 @@ impl Register {
             if self.superseded.remove(&id).is_some() {
                 self.dirty.insert(vec!["superseded".into(), id]);
             }
-            self.dirty.insert(vec!["in-force".into()]);
         }
         let snapshot = Arc::new(snapshot);
         effects.activated = Some(Arc::clone(&snapshot));
@@ -273,7 +292,7 @@ impl Register {
         let (id, whole) = (snapshot.id().to_string(), snapshot.to_json());
         let fields = json!({
             "revision": self.revision, "generation": set.generation, "digest": set.digest, "snapshot_id": id,
-            "activated_at": crate::clock::rfc3339(self.activated_at), "activated_by": by.principal,
+            "activated_at": crate::clock::rfc3339(self.activated_at), "activated_by": by.principal, "silences": self.silencing,
         });
         let fields = fields.to_string();
         let in_force = format!("{},\"snapshot\":{whole}}}", fields.strip_suffix('}').unwrap_or(&fields));
@@ -299,6 +318,7 @@ impl Register {
             command_id: String::new(),
         };
         self.expire_overrides(&by, &mut effects);
+        self.expire_silences(&by, &mut effects);
         let old: Vec<String> = self
             .superseded
             .iter()
@@ -328,6 +348,7 @@ impl Register {
         let toggles =
             self.toggles.keys().map(|(t, p, l)| vec!["toggle".into(), t.to_string(), p.to_string(), l.to_string()]);
         let overrides = self.overrides.keys().map(|id| vec!["override".into(), id.clone()]);
+        let silences = self.silences.keys().map(|id| vec!["silence".into(), id.clone()]);
         let superseded = self.superseded.keys().map(|id| vec!["superseded".into(), id.clone()]);
         let single = self.set.iter().flat_map(|_| [vec!["set".into()], vec!["in-force".into()]]);
         let all: BTreeSet<Vec<String>> = policies
@@ -335,6 +356,7 @@ impl Register {
             .chain(versions)
             .chain(toggles)
             .chain(overrides)
+            .chain(silences)
             .chain(superseded)
             .chain(single)
             .collect();
@@ -361,6 +383,7 @@ impl Register {
                 self.toggles.get(&key).map(|t| Item::Toggle(key.0.clone(), key.1.clone(), key.2.clone(), t.clone()))
             }
             ["override", id] => self.overrides.get(*id).map(|o| Item::Override(Box::new(o.clone()))),
+            ["silence", id] => self.silences.get(*id).map(|s| Item::Silence(Box::new(s.clone()))),
             ["superseded", id] => self.superseded.get(*id).map(|at| Item::Superseded((*id).to_owned(), *at)),
             _ => None,
         }
@@ -375,6 +398,7 @@ impl Register {
             Item::Version(v) => drop(self.versions.insert((v.proposal_id.clone(), v.version), *v)),
             Item::Toggle(tenant, policy, limit, toggle) => drop(self.toggles.insert((tenant, policy, limit), toggle)),
             Item::Override(o) => drop(self.overrides.insert(o.override_id.clone(), *o)),
+            Item::Silence(s) => drop(self.silences.insert(s.silence_id.clone(), *s)),
             Item::Superseded(id, at) => drop(self.superseded.insert(id, at)),
             Item::InForce { revision, activated_at } => (self.revision, self.activated_at) = (revision, activated_at),
         }
@@ -383,6 +407,7 @@ impl Register {
     /// After the last item: makes the snapshot again, which is not a new one.
     pub fn restored(&mut self) {
         self.snapshot = self.made().map(Arc::new);
+        self.silencing = self.silences_in_force();
         self.count_ends();
     }
 }

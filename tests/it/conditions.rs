@@ -26,11 +26,19 @@ fn simulate(policies: &[(&str, &str)], events: &[String], batch: usize) -> Repor
 }
 
 fn interventions(report: &Report) -> Vec<&Intervention> {
-    report.decisions.iter().filter_map(|d| if let Decision::Intervention(i) = d { Some(&**i) } else { None }).collect()
+    let first = |d| if let &Decision::Intervention(ref i) = d { Some(&**i).filter(|i| i.revision == 1) } else { None };
+    report.decisions.iter().filter_map(first).collect()
 }
 
+/// Without the life of interventions.
 fn audits(report: &Report) -> Vec<&Audit> {
-    report.decisions.iter().filter_map(|d| if let Decision::Audit(a) = d { Some(&**a) } else { None }).collect()
+    let other = |a: &&Audit| !a.kind.starts_with("intervention.");
+    report
+        .decisions
+        .iter()
+        .filter_map(|d| if let Decision::Audit(a) = d { Some(&**a) } else { None })
+        .filter(other)
+        .collect()
 }
 
 fn crisis() -> Vec<String> {

@@ -208,6 +208,7 @@ listen = \"127.0.0.1:0\"
             Decision::Signal(s) => Said::new("signal", serde_json::to_value(&**s).unwrap()),
             Decision::Alert(a) => Said::new("alert", serde_json::to_value(&**a).unwrap()),
             Decision::Intervention(i) => Said::new("intervention", serde_json::to_value(&**i).unwrap()),
+            Decision::Guardian(g) => Said::new("intervention", g.payload.clone()),
             Decision::Audit(a) => Said::new("audit", serde_json::to_value(&**a).unwrap()),
             Decision::CommandResult(_) | Decision::Policy(_) => panic!("nobody sent a command"),
         };

@@ -6,6 +6,7 @@
     reason = "a test that cannot go on should say so and fail"
 )]
 
+mod acting;
 mod bounds;
 mod commands;
 mod conditions;

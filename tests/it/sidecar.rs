@@ -308,6 +308,7 @@ fn expected(report: &Report) -> Vec<String> {
         Decision::Signal(s) => ("signal", serde_json::to_value(&**s).unwrap()),
         Decision::Alert(a) => ("alert", serde_json::to_value(&**a).unwrap()),
         Decision::Intervention(i) => ("intervention", serde_json::to_value(&**i).unwrap()),
+        Decision::Guardian(g) => ("intervention", g.payload.clone()),
         Decision::Audit(a) => ("audit", serde_json::to_value(&**a).unwrap()),
         Decision::CommandResult(r) => ("result", serde_json::to_value(&**r).unwrap()),
         Decision::Policy(p) => ("policy", serde_json::from_str(p.record.as_deref().unwrap()).unwrap()),

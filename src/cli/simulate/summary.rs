@@ -86,17 +86,20 @@ impl Summary {
                     ("signals", s.kind.as_str().to_owned())
                 }
                 Decision::Alert(a) => ("alerts", a.status.as_str().to_owned()),
+                // what followed it is no further one
+                Decision::Intervention(i) if i.revision > 1 => continue,
                 Decision::Intervention(i) => {
                     policies.entry(i.policy_id.clone()).or_default().interventions += 1;
                     ("interventions", i.kind.clone())
                 }
+                Decision::Audit(a) if a.kind.starts_with("intervention.") => continue,
                 Decision::Audit(a) => {
                     if let Some(policy) = a.principal.strip_prefix("policy:") {
                         policies.entry(policy.to_owned()).or_default().shadow += 1;
                     }
                     ("shadow", a.after.get("would").and_then(Value::as_str).unwrap_or(&a.kind).to_owned())
                 }
-                Decision::CommandResult(_) | Decision::Policy(_) => continue,
+                Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => continue,
             };
             *counts.entry(file).or_default().entry(kind).or_default() += 1;
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::decide::records::InterventionState;
 use crate::policy::{Mode, parse};
 
 fn taken(actions: &str) -> Taken {

@@ -7,35 +7,35 @@ use hashbrown::{HashMap, HashSet};
 
 use crate::clock::{Micros, Wall};
 use crate::pipeline::clocks::Clocks;
-use crate::pipeline::denial::Denial;
+use crate::pipeline::happenings::Happening;
 use crate::pipeline::intake::Rows;
 use crate::pipeline::judge::Item;
 use crate::pipeline::runs::{Run, RunKey};
 use crate::telemetry::Batch;
 
 /// What an item's `at` refers to.
-pub(super) struct Around {
+pub(in crate::pipeline) struct Around {
     pub(super) now: Wall,
     pub(super) batch: Option<Batch>,
     /// Each row's tenant clock after it.
-    pub(super) clocks: Vec<Micros>,
+    pub(in crate::pipeline) clocks: Vec<Micros>,
     /// Each row's run's limit set.
     pub(super) run_sets: Vec<u32>,
     /// Each row's run's agent.
     pub(super) run_agents: Vec<Option<Arc<str>>>,
     /// With the event clock: the step's clock at each row.
-    pub(super) row_now: Vec<Micros>,
+    pub(in crate::pipeline) row_now: Vec<Micros>,
     /// Runs whose terms changed inside the batch.
     pub(super) changed: HashSet<(Box<str>, Box<str>)>,
     /// What those runs were before the rows that changed them.
     pub(super) history: HashMap<RunKey, Vec<(u32, Box<Run>)>>,
-    /// Runs to stop, or no longer, because of ambiguous terms; by row.
-    pub(super) denials: VecDeque<Denial>,
+    /// What rows say beside their values; by row.
+    pub(super) happenings: VecDeque<Happening>,
     pub(super) tenants: BTreeSet<Arc<str>>,
 }
 
 impl Around {
-    pub(super) fn none(now: Wall) -> Self {
+    pub(in crate::pipeline) fn none(now: Wall) -> Self {
         Self {
             now,
             batch: None,
@@ -45,7 +45,7 @@ impl Around {
             row_now: Vec::new(),
             changed: HashSet::new(),
             history: HashMap::new(),
-            denials: VecDeque::new(),
+            happenings: VecDeque::new(),
             tenants: BTreeSet::new(),
         }
     }
@@ -83,6 +83,16 @@ impl Around {
         let Some(batch) = self.batch.as_ref() else { return false };
         let row = item.at as usize;
         row < batch.rows.num_rows() && Rows::new(&batch.rows).synthetic(row)
+    }
+
+    /// The agent of a row's run, as it was at the row.
+    pub(in crate::pipeline) fn agent_at(&self, row: u32) -> Option<&Arc<str>> {
+        self.run_agents.get(row as usize)?.as_ref()
+    }
+
+    /// A row's tenant's clock at it; `otherwise` where there is no such row.
+    pub(super) fn clock_at(&self, row: u32, otherwise: Micros) -> Micros {
+        self.clocks.get(row as usize).copied().unwrap_or(otherwise)
     }
 
     /// The tenant's clock when the item was decided.

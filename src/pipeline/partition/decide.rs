@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use crate::clock::Wall;
-use crate::decide::correlation::{self, Entry, Member};
-use crate::decide::interventions::Interventions;
+use crate::decide::correlation::{Entry, Member, Throttle};
+use crate::decide::interventions::{Care, Interventions};
 use crate::decide::levels::{self, Change, Judged, Observation};
 use crate::decide::records::{Decision, Evidence, Kind, Place};
 use crate::decide::signals::{self, Circumstance, Figures};
 use crate::kafka::core::CoreError;
-use crate::pipeline::denial::Denial;
+use crate::pipeline::entries::Entries;
+use crate::pipeline::happenings::{Happening, What};
 use crate::pipeline::judge::{self, Item};
 use crate::pipeline::{intake, overflow};
 use crate::policy::{Mode, Scope};
@@ -25,7 +26,7 @@ impl Partition {
         output: Output,
         around: &mut Around,
         step: &mut Step,
-        entries: &mut Vec<Entry>,
+        entries: &mut Entries,
     ) -> Result<(), CoreError> {
         let failed = core_error("cannot decide");
         step.counts.overflow_rows += output.refused.len() as u64;
@@ -64,7 +65,7 @@ impl Partition {
         items.sort_by(Item::order);
         judge::judge(&mut items, &self.plans, &mut self.limits, &mut self.thresholds).map_err(|e| failed(&e))?;
         for item in items {
-            self.settle_denials(item.at, around, step);
+            self.settle_happenings(item.at, around, step, entries);
             let plans = Arc::clone(&self.plans);
             let plan = &plans[item.metric];
             let agent = self.agent(plan.scope, &item, around);
@@ -82,6 +83,7 @@ impl Partition {
                 value: item.value,
                 judged: item.judged.clone(),
             };
+            entries.at(item.at, Some(around.clock(&item, &self.clocks)), around.agent_at(item.at));
             for change in self.levels.observe(&seen) {
                 self.say(change, Some(&item), around, step, entries);
             }
@@ -108,16 +110,45 @@ impl Partition {
         }
     }
 
-    /// Orders and ends what ambiguous terms ask for, up to a row: what the row itself decides comes after.
-    pub(super) fn settle_denials(&mut self, until: u32, around: &mut Around, step: &mut Step) {
-        while let Some(denial) = around.denials.pop_front_if(|d| d.row <= until) {
-            let Denial { row, tenant, run, time, why } = denial;
-            match why {
-                Some(why) => {
-                    let issued = self.interventions.deny(&tenant, &run, &why, time, around.now_at(row));
-                    step.decisions.extend(issued.map(|i| Decision::Intervention(Box::new(i))));
+    /// Acts upon what rows say, up to a row: what the row's values decide comes after.
+    pub(super) fn settle_happenings(
+        &mut self,
+        until: u32,
+        around: &mut Around,
+        step: &mut Step,
+        entries: &mut Entries,
+    ) {
+        while let Some(happening) = around.happenings.pop_front_if(|h| h.row <= until) {
+            let Happening { row, tenant, run, time, what } = happening;
+            let now = around.now_at(row);
+            entries.at(row, Some(around.clock_at(row, time)), around.agent_at(row));
+            match what {
+                What::Denied(why) => {
+                    let said = self.interventions.deny(&tenant, &run, &why, time, now);
+                    self.publish(said, now, step, entries);
                 }
-                None => self.interventions.admit(&tenant, &run),
+                What::Admitted => self.interventions.admit(&tenant, &run),
+                What::Zombie => {
+                    let said = self.interventions.stop_again(&tenant, &run, time, now);
+                    self.tell_of_zombie(&said, around.clock_at(row, time), entries);
+                    self.publish(said, now, step, entries);
+                }
+                What::Child(parent) => {
+                    let said =
+                        self.interventions.hold_child(&tenant, &parent, &run, self.runs.since(&tenant, &run), now);
+                    self.publish(said, now, step, entries);
+                }
+                What::Alert(mut member) => {
+                    member.clock = around.clock_at(row, time);
+                    if let Some(run) = &member.run_id {
+                        member.ancestors = self.runs.ancestors(&tenant, run, self.settings.acting.cascade_depth);
+                    }
+                    entries.push(Entry::Member(member));
+                }
+                What::Cleared(cause) => {
+                    let clock = around.clock_at(row, time);
+                    entries.push(Entry::Down { tenant: tenant.into(), cause, clock });
+                }
             }
         }
     }
@@ -160,7 +191,7 @@ impl Partition {
         item: Option<&Item>,
         around: &Around,
         step: &mut Step,
-        entries: &mut Vec<Entry>,
+        entries: &mut Entries,
     ) {
         let (line, up) = match &change {
             Change::Raised { line, .. } => (line, None),
@@ -195,8 +226,10 @@ impl Partition {
                 let signal = signals::raised(&line, kind, &judged.limit, figures, &at);
                 if kind == Kind::Breach {
                     if judged.limit.intervenes() {
-                        let issued = self.interventions.issue(&signal, level.clone(), at.now);
-                        step.decisions.extend(issued.map(|i| Decision::Intervention(Box::new(i))));
+                        let policy = self.limits.policy(&line.policy_tenant, &line.policy_id, line.policy_version);
+                        let care = policy.map(|p| Care::of(&p)).unwrap_or_default();
+                        let said = self.interventions.issue(&signal, level.clone(), care, at.now);
+                        self.publish(said, at.now, step, entries);
                     } else if judged.limit.mode == Mode::Audit {
                         let shadow = Interventions::shadow(&signal, at.now);
                         step.decisions.push(Decision::Audit(Box::new(shadow)));
@@ -207,14 +240,14 @@ impl Partition {
                         Some(i) => (self.agent(at.scope, i, around), around.clock(i, &self.clocks)),
                         None => (None, at.event_time),
                     };
-                    entries.push(Entry::Member(Box::new(Member {
-                        signal: signal.clone(),
-                        agent_id,
-                        channels: judged.limit.alerts.channels.clone(),
-                        min_interval: correlation::interval(judged.limit.alerts.min_alert_interval_seconds.into()),
-                        clock,
-                        level,
-                    })));
+                    let throttle = Throttle::of(&judged.limit.alerts);
+                    let mut member = Member::of_signal(&signal, level, clock, throttle);
+                    member.agent_id = agent_id;
+                    if let Some(run) = &member.run_id {
+                        let depth = self.settings.acting.cascade_depth;
+                        member.ancestors = self.runs.ancestors(&member.tenant, run, depth);
+                    }
+                    entries.push(Entry::Member(Box::new(member)));
                 }
                 step.decisions.push(Decision::Signal(Box::new(signal)));
             }
@@ -228,7 +261,8 @@ impl Partition {
                     let level = levels::cause(&line, *began);
                     self.interventions.release(&line.tenant, &level);
                     if up.limit.mode != Mode::Audit {
-                        entries.push(Entry::Down(line.tenant.clone(), level));
+                        let clock = item.map_or(at.event_time, |i| around.clock(i, &self.clocks));
+                        entries.push(Entry::Down { tenant: line.tenant.clone(), cause: level, clock });
                     }
                 }
                 step.decisions.push(Decision::Signal(Box::new(signal)));

@@ -11,6 +11,7 @@ use crate::policy::conflict::Conflict;
 use crate::policy::depend::DependencyEdge;
 use crate::policy::model::{LimitStatus, Policy};
 use crate::policy::names::names;
+use crate::policy::silence::Silence;
 use crate::policy::snapshot::Snapshot;
 
 names! {
@@ -252,7 +253,7 @@ impl Refusal {
 pub struct Change {
     /// Whose.
     pub tenant: String,
-    /// `policy proposal version limit override snapshot set in-force`
+    /// `policy proposal version limit override silence snapshot set in-force`
     pub kind: &'static str,
     /// What, in parts.
     pub id: Vec<String>,
@@ -294,7 +295,7 @@ pub(super) fn text_with(fields: &Value, of: &impl Serialize) -> String {
 pub struct Act {
     /// Such as `proposal.approved`.
     pub kind: &'static str,
-    /// `proposal policy limit override set`
+    /// `proposal policy limit override silence set`
     pub subject: &'static str,
     /// Its id.
     pub id: String,
@@ -341,6 +342,7 @@ pub enum Item {
     Version(Box<Version>),
     Toggle(Arc<str>, Arc<str>, Arc<str>, Toggle),
     Override(Box<Override>),
+    Silence(Box<Silence>),
     Superseded(String, Micros),
     InForce { revision: u64, activated_at: Micros },
 }

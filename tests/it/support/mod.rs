@@ -2,6 +2,7 @@
 
 pub mod broker;
 pub mod child;
+pub mod desk;
 pub mod sidecar;
 pub mod toy;
 
@@ -96,7 +97,7 @@ pub fn essence(decision: &Decision) -> Option<String> {
             a.members_total
         )),
         Decision::Audit(a) => Some(format!("audit {} {} {}", a.audit_id, a.kind, a.reason)),
-        Decision::CommandResult(_) | Decision::Policy(_) => None,
+        Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => None,
     }
 }
 
