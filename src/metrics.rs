@@ -22,8 +22,8 @@ use self::family::{
     AgesByPartition, CountersByMetric, Family, Family2, Gauges, GaugesByMetric, GaugesByPartition, Names,
 };
 use self::labels::{
-    AlertStatus, CommandStatus, DeadLetterReason, Effect, Input, InterventionType, Mode, Output, Role, SetOutcome,
-    SignalKind, TransactionOutcome,
+    AlertStatus, CommandStatus, DeadLetterReason, Effect, Input, InterventionType, LessonType, Mode, Output, Role,
+    SetOutcome, SignalKind, TransactionOutcome,
 };
 
 /// Upper bounds of latency buckets in seconds: 1 ms to 10 s, closest around the bars (20, 40 and 150 ms).
@@ -84,6 +84,12 @@ pub struct Metrics {
     pub unmatched_policies: IntGauge,
     /// Commands answered by the partitions of this process, by status.
     pub commands: Family<CommandStatus>,
+    /// Lessons made, by type.
+    pub lessons: Family<LessonType>,
+    /// Lessons that could not be recorded, by type.
+    pub lessons_failed: Family<LessonType>,
+    /// Policies that the breaker put in shadow.
+    pub breakers_tripped: IntCounter,
     /// Sets of files that this process read, by what became of them.
     pub policy_sets: Family<SetOutcome>,
     /// Revision of the policies in force, as followed; 0 before any.
@@ -207,6 +213,13 @@ impl Metrics {
                 "Policies in force that have matched nothing so far",
             )?,
             commands: Family::register(r, "runwarden_commands_total", "Commands answered")?,
+            lessons: Family::register(r, "runwarden_lessons_total", "Lessons made")?,
+            lessons_failed: Family::register(
+                r,
+                "runwarden_lessons_creation_failed_total",
+                "Lessons that could not be recorded",
+            )?,
+            breakers_tripped: counter(r, "runwarden_breakers_tripped_total", "Policies put in shadow by the breaker")?,
             policy_sets: Family::register(r, "runwarden_policy_sets_total", "Sets of files read by this process")?,
             policy_revision: gauge(r, "runwarden_policy_revision", "Revision of the policies in force, 0 before any")?,
             policy_generation: gauge(r, "runwarden_policy_generation", "Generation of the set of files in force")?,

@@ -27,6 +27,19 @@ pub struct Interventions {
     pub escalate: bool,
 }
 
+/// `[breaker]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Breaker {
+    /// A policy may hold so many percent of a tenant's runs within a minute.
+    pub percent: u32,
+    /// Or fewer runs than this.
+    pub runs: u32,
+}
+
+pub(super) fn breaker(s: &mut Section<'_, '_>) -> Breaker {
+    Breaker { percent: s.number("percent", 50, 1..=100), runs: s.number("runs", 5, 1..=1_000_000) }
+}
+
 pub(super) fn alerts(s: &mut Section<'_, '_>) -> Alerts {
     Alerts {
         keep_firing_for: s.duration("keep-firing-for", Duration::ZERO, Duration::ZERO..=DAY),

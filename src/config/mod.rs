@@ -21,7 +21,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
-pub use self::acting::{Alerts, Interventions};
+pub use self::acting::{Alerts, Breaker, Interventions};
 pub use self::fault::Fault;
 use self::reader::{Reader, Section};
 pub use self::secret::Secret;
@@ -58,6 +58,8 @@ pub struct Config {
     pub alerts: Alerts,
     /// How long interventions may take.
     pub interventions: Interventions,
+    /// When a policy goes too far.
+    pub breaker: Breaker,
     /// Bounds.
     pub limits: Limits,
     /// Logs.
@@ -372,6 +374,7 @@ impl Config {
             auth: r.section(root, "auth", auth),
             alerts: r.section(root, "alerts", acting::alerts),
             interventions: r.section(root, "interventions", acting::interventions),
+            breaker: r.section(root, "breaker", acting::breaker),
             limits: r.section(root, "limits", limits),
             log: r.section(root, "log", log),
         };

@@ -121,6 +121,16 @@ pub struct Command {
     pub key_id: Option<String>,
 }
 
+impl Command {
+    /// The key of its record: of what concerns everyone `*`, else the tenant.
+    pub fn key(&self) -> &str {
+        match known(&self.kind) {
+            Some((Writer::Tenant, _)) => &self.tenant_id,
+            _ => "*",
+        }
+    }
+}
+
 /// A command as it was received.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Received {
@@ -161,6 +171,8 @@ struct Signer {
 #[derive(Default)]
 pub struct Keyring {
     keys: BTreeMap<String, Signer>,
+    /// The key that this process signs its own commands with.
+    own: Option<String>,
 }
 
 impl fmt::Debug for Keyring {
@@ -178,6 +190,16 @@ impl Keyring {
     /// Whether there is a key of this id.
     pub fn holds(&self, id: &str) -> bool {
         self.keys.contains_key(id)
+    }
+
+    /// Chooses the key that this process signs its own commands with.
+    pub fn sign_own_with(&mut self, id: &str) {
+        self.own = Some(id.to_owned());
+    }
+
+    /// A command of this process, signed; `None`: it has no key, and nobody would believe it.
+    pub fn sign_own(&self, command: Command) -> Option<Vec<u8>> {
+        self.sign(command, self.own.as_deref()?)
     }
 
     /// The command as bytes, signed with `key`. `None`: there is no such key.

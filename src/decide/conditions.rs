@@ -56,7 +56,27 @@ pub enum Turn {
         policy_id: Arc<str>,
         /// Run, agent and task that the condition reads.
         about: [Option<Arc<str>>; 3],
+        /// The row of the batch at which it turned.
+        row: usize,
     },
+}
+
+impl Turn {
+    /// The row of the batch at which it turned.
+    pub fn row(&self) -> usize {
+        match self {
+            Self::Up(taken) => taken.row,
+            Self::Down { row, .. } => *row,
+        }
+    }
+
+    /// Whose it is.
+    pub fn tenant(&self) -> &Arc<str> {
+        match self {
+            Self::Up(taken) => &taken.tenant,
+            Self::Down { tenant, .. } => tenant,
+        }
+    }
 }
 
 /// A condition and its policy.
@@ -147,7 +167,7 @@ impl Watch {
         if self.is_empty() {
             entities.clear(Kind::Run);
         }
-        down.into_iter().map(|(key, up)| fallen(&key, &up)).collect()
+        down.into_iter().map(|(key, up)| fallen(&key, &up, 0)).collect()
     }
 
     /// Takes a batch: the entities it names, and what turned. `clocks` is each row's tenant's highest event time at that row;
@@ -185,7 +205,7 @@ impl Watch {
             // what is pending was evaluated against what is forgotten now
             if entities.has_due(tenant, clock) {
                 self.evaluate(std::mem::take(&mut pending), entities, &mut turns)?;
-                turns.extend(entities.expire(tenant, clock).iter().map(|(key, up)| fallen(key, up)));
+                turns.extend(entities.expire(tenant, clock).iter().map(|(key, up)| fallen(key, up, row)));
             }
             let named = columns.map(|column| if column.is_valid(row) { Some(column.value(row)) } else { None });
             if named.iter().zip(reads).all(|(id, reads)| id.is_none() || !reads) {
@@ -344,12 +364,12 @@ impl Watch {
             }))
         } else {
             let (policy_tenant, policy_id) = (policy.tenant.clone(), policy.id.clone());
-            Turn::Down { tenant: row.tenant.clone(), policy_tenant, policy_id, about }
+            Turn::Down { tenant: row.tenant.clone(), policy_tenant, policy_id, about, row: row.row }
         });
     }
 }
 
-fn fallen((tenant, kind, id): &Key, up: &Up) -> Turn {
+fn fallen((tenant, kind, id): &Key, up: &Up, row: usize) -> Turn {
     let mut about = up.with.clone();
     about[place(*kind)] = Some(Arc::from(&**id));
     Turn::Down {
@@ -357,6 +377,7 @@ fn fallen((tenant, kind, id): &Key, up: &Up) -> Turn {
         policy_tenant: up.policy_tenant.clone(),
         policy_id: up.policy_id.clone(),
         about,
+        row,
     }
 }
 

@@ -79,6 +79,10 @@ pub struct Judged {
     pub utilization: Option<Amount>,
     /// value − max when positive
     pub overshoot: Option<Amount>,
+    /// At the rate so far; `None`: nothing can be said.
+    pub minutes_to_limit: Option<f64>,
+    /// The forecast raised the level, not the value.
+    pub forecast: bool,
 }
 
 /// One result of one group, early (after a row) or final (its window closed).

@@ -4,12 +4,14 @@
 //! identify. The comparisons themselves are SQL (`queries/decide/`), so that people can read and change them.
 
 pub mod actions;
+pub mod breaker;
 pub mod commands;
 pub mod conditions;
 pub mod correlation;
 pub mod entities;
 pub mod id;
 pub mod interventions;
+pub mod lessons;
 pub mod levels;
 pub mod records;
 pub mod signals;

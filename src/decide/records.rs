@@ -3,12 +3,13 @@
 //! Field names are the JSON names. Times are µs inside and RFC 3339 with six decimals outside; money and every other limited
 //! quantity is an exact [`Amount`] and a JSON number outside.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Micros;
 use crate::decide::id::time;
+use crate::decide::lessons::Lesson;
 use crate::policy::Amount;
 
 /// Level of a limit.
@@ -533,6 +534,67 @@ pub struct PolicyRecord {
     pub record: Option<String>,
 }
 
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum RunStatus {
+    /// `run.completed`
+    Completed,
+    /// `run.failed`
+    Failed,
+    /// It said nothing for as long as its window may stay open.
+    Silent,
+}
+
+/// What became of a run, said once at its end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSummary {
+    /// The run.
+    pub run_id: String,
+    /// Its tenant.
+    pub tenant_id: String,
+    /// The run that started it.
+    pub parent_run_id: Option<String>,
+    /// Its agent, as last named.
+    pub agent_id: Option<String>,
+    /// Its project.
+    pub project_id: Option<String>,
+    /// Its API key.
+    pub api_key_id: Option<String>,
+    /// The person behind it.
+    pub human_actor_id: Option<String>,
+    /// Its provider.
+    pub provider: Option<String>,
+    /// COMPLETED FAILED SILENT
+    pub status: RunStatus,
+    /// Event time of its first event.
+    #[serde(with = "time")]
+    pub started_at: Micros,
+    /// Event time of its end.
+    #[serde(with = "time")]
+    pub ended_at: Micros,
+    /// From its first event to its end.
+    pub duration_ms: i64,
+    /// Final value of `run_tokens`; null without that metric.
+    pub tokens: Option<Amount>,
+    /// Final value of `run_cost_usd`.
+    pub cost_usd: Option<Amount>,
+    /// Final value of `run_steps`.
+    pub steps: Option<Amount>,
+    /// Final value of every metric of runs, by name.
+    pub metrics: BTreeMap<String, Option<Amount>>,
+    /// Signals about it, by kind.
+    pub signals: BTreeMap<String, u32>,
+    /// Interventions on it: the first 16.
+    pub interventions: Vec<String>,
+    /// The snapshot it was bound to at its start.
+    pub snapshot_id: String,
+    /// False when its end came too late for its figures, or some rows are missing.
+    pub complete: bool,
+    /// Made up for a test.
+    pub is_synthetic: bool,
+}
+
 /// Everything the core can say.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
@@ -544,6 +606,12 @@ pub enum Decision {
     Intervention(Box<Intervention>),
     /// On `runwarden.interventions`.
     Guardian(Box<GuardianEvent>),
+    /// On `runwarden.lessons`.
+    Lesson(Box<Lesson>),
+    /// On `runwarden.runs`.
+    Run(Box<RunSummary>),
+    /// On `runwarden.commands`: to the one writer, or to another partition (tasks talk only by commands).
+    Command(Box<crate::decide::commands::Command>),
     /// On `runwarden.audit`.
     Audit(Box<Audit>),
     /// On `runwarden.command-results`.

@@ -40,6 +40,10 @@ pub struct Figures {
     pub utilization: Option<Amount>,
     /// value − max when positive
     pub overshoot: Option<Amount>,
+    /// At the rate so far (X6).
+    pub minutes_to_limit: Option<f64>,
+    /// The forecast raised the level, not the value.
+    pub forecast: bool,
 }
 
 /// A NEAR or BREACH.
@@ -100,8 +104,8 @@ fn build(line: &Line, kind: Kind, limit: &EffectiveLimit, figures: Figures, at: 
         near: limit.near,
         utilization: figures.utilization,
         overshoot: figures.overshoot,
-        minutes_to_limit: None,
-        raised_by: "value".into(),
+        minutes_to_limit: figures.minutes_to_limit.map(|minutes| (minutes * 10.0).round() / 10.0),
+        raised_by: if figures.forecast && kind == Kind::Near { "forecast" } else { "value" }.into(),
         enforcement: limit.enforcement.as_str().into(),
         on_breach: limit.on_breach.as_str().into(),
         event_time: at.event_time,

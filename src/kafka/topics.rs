@@ -130,6 +130,7 @@ impl Topics {
             Topic::Audit => &self.audit,
             Topic::CommandResults => &self.command_results,
             Topic::Live => &self.live,
+            Topic::Commands => &self.commands,
             Topic::DeadLetter => &self.dead_letter,
             Topic::Repartition => &self.repartition,
         }

@@ -66,6 +66,10 @@ labels! {
     Effect "mode" { Enforced "enforced", Shadow "shadow" }
     /// What an alert record says of its alert.
     AlertStatus "status" { Open "OPEN", Updated "UPDATED", Resolved "RESOLVED" }
+    /// What a lesson is about.
+    LessonType "lesson_type" {
+        Failure "failure", NearThreshold "near_threshold", CriticalSuccess "critical_success",
+    }
     /// What became of a command.
     CommandStatus "status" { Accepted "ACCEPTED", Refused "REFUSED" }
     /// What became of a set of files: `invalid` never left this process, `refused` by the writer.

@@ -110,6 +110,9 @@ impl Partition {
                 }
             }
             todo.extend(children.into_iter().rev().map(|child| (child, depth + 1)));
+            if let Some(run) = record.run_id.as_deref().filter(|_| record.revision == 1) {
+                self.notes.intervention(&record.tenant_id, run, &record.intervention_id);
+            }
             let member = self.notice(&record, now, entries);
             entries.extend(member.map(|member| Entry::Member(Box::new(member))));
             let audit = Decision::Audit(Box::new(life_step(&record, now)));
@@ -244,6 +247,7 @@ impl Partition {
                 self.order_by("REALLOCATE_CAPACITY", "AGENT", from, parameters, body, by, now, entries)
             }
             "guardian.escalate" => self.escalate(body, by, now),
+            kind if kind.starts_with("lesson.") => self.teach(kind, body, by, now),
             "alert.raise" | "alert.clear" => self.alert_by(command, by, now, entries),
             other => Err(Refusal::new("unknown_command", format!("{other} is not a command of this version"))),
         }

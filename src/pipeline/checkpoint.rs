@@ -9,14 +9,18 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::decide::breaker::{Governed, Lately};
 use crate::decide::correlation::Open;
 use crate::decide::entities::Entity;
 use crate::decide::id::part;
 use crate::decide::interventions::stopped::Stopped;
 use crate::decide::interventions::{Live, Slot};
+use crate::decide::lessons::{Group, Lesson, Seen};
 use crate::decide::levels::{Line, Up};
 use crate::kafka::core::{CoreError, StateChange};
+use crate::pipeline::activity::Active;
 use crate::pipeline::clocks::Clock;
+use crate::pipeline::ends::Notes;
 use crate::pipeline::partition::{Meta, Partition};
 use crate::pipeline::runs::Run;
 use crate::pipeline::writer::Answer;
@@ -30,6 +34,14 @@ pub(super) const MEMBERS: u8 = b'C';
 pub(super) const DEDUP: u8 = b'D';
 pub(super) const ALERTS: u8 = b'A';
 pub(super) const INTERVENTIONS: u8 = b'I';
+pub(super) const BREAKERS: u8 = b'X';
+/// What was said and done about a run.
+pub(super) const NOTES: u8 = b'O';
+/// Runs that are active.
+pub(super) const ACTIVITY: u8 = b'H';
+pub(super) const LESSONS: u8 = b'N';
+/// When a lesson was learned last.
+pub(super) const DEBOUNCE: u8 = b'B';
 /// Runs that were stopped.
 pub(super) const STOPPED: u8 = b'Z';
 pub(super) const LEVELS: u8 = b'L';
@@ -139,6 +151,23 @@ impl Partition {
         for ((tenant, run), mark) in self.interventions.take_stopped() {
             out.put(key(STOPPED, &[&tenant, &run]), mark.map(|m| (&tenant, &run, m)).as_ref());
         }
+        for ((tenant, run), notes) in self.notes.take_changes() {
+            out.put(key(NOTES, &[&tenant, &run]), notes.map(|notes| (&tenant, &run, notes)).as_ref());
+        }
+        for (tenant, active) in self.activity.take_changes() {
+            out.put(key(ACTIVITY, &[&tenant]), active.map(|active| (&tenant, active)).as_ref());
+        }
+        for (policy, lately) in self.breakers.take_changes() {
+            let name = key(BREAKERS, &[&policy.tenant, &policy.policy_tenant, &policy.policy_id]);
+            out.put(name, lately.map(|lately| (&policy, lately)).as_ref());
+        }
+        for ((tenant, id), lesson) in self.lessons.take_changes() {
+            out.put(key(LESSONS, &[&tenant, &id]), lesson);
+        }
+        for (group, seen) in self.lessons.take_groups() {
+            let name = key(DEBOUNCE, &[&group.tenant, group.kind.as_str(), &group.of, &group.band]);
+            out.put(name, seen.map(|seen| (&group, seen)).as_ref());
+        }
         for (line, ups) in self.levels.take_changes() {
             let version = line.policy_version.to_string();
             let parts = [
@@ -187,6 +216,10 @@ impl Partition {
         self.correlation.mark_all_dirty();
         self.dedup.mark_all_dirty();
         self.interventions.mark_all_dirty();
+        self.lessons.mark_all_dirty();
+        self.breakers.mark_all_dirty();
+        self.activity.mark_all_dirty();
+        self.notes.mark_all_dirty();
         self.levels.mark_all_dirty();
         self.standing.entities.mark_all_dirty();
         self.runs.mark_all_dirty();
@@ -212,6 +245,30 @@ impl Partition {
             INTERVENTIONS => {
                 let (slot, live): (Slot, Live) = from_json(value)?;
                 self.interventions.restore(slot, live);
+                Ok(())
+            }
+            NOTES => {
+                let (tenant, run, notes): (String, String, Notes) = from_json(value)?;
+                self.notes.restore((tenant, run), notes);
+                Ok(())
+            }
+            ACTIVITY => {
+                let (tenant, active): (Box<str>, Active) = from_json(value)?;
+                self.activity.restore(tenant, active);
+                Ok(())
+            }
+            BREAKERS => {
+                let (policy, lately): (Governed, Lately) = from_json(value)?;
+                self.breakers.restore(policy, lately);
+                Ok(())
+            }
+            LESSONS => {
+                self.lessons.restore(from_json::<Lesson>(value)?);
+                Ok(())
+            }
+            DEBOUNCE => {
+                let (group, seen): (Group, Seen) = from_json(value)?;
+                self.lessons.restore_group(group, seen);
                 Ok(())
             }
             STOPPED => {

@@ -7,9 +7,10 @@ use datafusion::arrow::record_batch::RecordBatch;
 
 use crate::clock::{Micros, Wall};
 use crate::decide::actions::{Taken, cause};
+use crate::decide::breaker::Governed;
 use crate::decide::conditions::{Turn, Watch};
 use crate::decide::entities::Entities;
-use crate::decide::interventions::Care;
+use crate::decide::interventions::{Care, life};
 use crate::decide::records::Decision;
 use crate::kafka::core::CoreError;
 use crate::pipeline::entries::Entries;
@@ -92,19 +93,18 @@ impl Partition {
         for turn in turned {
             match turn {
                 Turn::Up(taken) => {
-                    let row = u32::try_from(taken.row).unwrap_or(u32::MAX);
                     let now = around.row_now.get(taken.row).map_or(now, |at| Wall(*at));
-                    entries.at(row, around.clocks.get(taken.row).copied(), around.agent_at(row));
-                    self.take_actions(&taken, now, step, entries);
+                    let active = around.active_at(u32::try_from(taken.row).unwrap_or(u32::MAX));
+                    self.take_actions(&taken, active, now, step, entries);
                 }
-                Turn::Down { tenant, policy_tenant, policy_id, about } => {
+                Turn::Down { tenant, policy_tenant, policy_id, about, row: _ } => {
                     self.interventions.release(&tenant, &cause(&policy_tenant, &policy_id, &about));
                 }
             }
         }
     }
 
-    fn take_actions(&mut self, taken: &Taken, now: Wall, step: &mut Step, entries: &mut Entries) {
+    fn take_actions(&mut self, taken: &Taken, active: usize, now: Wall, step: &mut Step, entries: &mut Entries) {
         let (tenant, policy) = (&taken.tenant, &taken.policy);
         if self.limits.current().suspends(tenant, &policy.tenant, &policy.id) {
             return;
@@ -118,6 +118,19 @@ impl Partition {
                 Ok(order) => {
                     let mut record = taken.intervention(order, now);
                     self.complete(&mut record);
+                    let governed = Governed {
+                        tenant: tenant.to_string(),
+                        policy_tenant: policy.tenant.to_string(),
+                        policy_id: policy.id.to_string(),
+                    };
+                    let holds = life::holds_runs(&record.kind);
+                    if holds && !self.may_hold(&governed, &record.target, (taken.time, active), now, step, entries) {
+                        let mut shadow =
+                            taken.impossible(number, action, "the breaker has put its policy in shadow", now);
+                        shadow.after["breaker"] = true.into();
+                        step.decisions.push(Decision::Audit(Box::new(shadow)));
+                        continue;
+                    }
                     let care = Care::of(&taken.policy);
                     let said = self.interventions.order(record, Some(taken.cause()), care, now);
                     self.publish(said, now, step, entries);

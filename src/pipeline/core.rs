@@ -29,9 +29,23 @@ impl Partition {
             out.urgent |= match decision {
                 Decision::Signal(s) => s.kind == Kind::Breach,
                 // whoever sent a command waits for its answer, and everyone for the terms
-                Decision::Intervention(_) | Decision::CommandResult(_) | Decision::Policy(_) => true,
+                Decision::Intervention(_) | Decision::Command(_) | Decision::CommandResult(_) | Decision::Policy(_) => {
+                    true
+                }
                 _ => false,
             };
+            if let Decision::Command(command) = decision {
+                let signed = self.settings.tuning.keys.sign_own((**command).clone());
+                // without a key nobody would believe it; a process that only looks (`explain`) has none
+                out.records.extend(signed.map(|payload| OutRecord {
+                    topic: Topic::Commands,
+                    partition: None,
+                    key: command.key().as_bytes().to_vec(),
+                    payload: Some(payload),
+                    headers: Vec::new(),
+                }));
+                continue;
+            }
             out.records.push(encode::record(decision, step.now, source)?);
         }
         for dead in &step.dead {

@@ -35,6 +35,18 @@ pub fn record(decision: &Decision, now: Wall, source: &str) -> Result<OutRecord,
             let head = Head { id: g.event_id.clone(), kind: g.event_type.clone(), time: g.at, subject: &g.event_id };
             event(Topic::Interventions, &g.tenant_id, source, &head, &g.payload)
         }
+        Decision::Lesson(l) => {
+            let key = format!("{}/{}", part(&l.tenant_id), part(&l.id));
+            let id = format!("{}/{}", l.id, l.revision);
+            let head =
+                Head { id, kind: format!("runwarden.lesson.{}", l.status.as_str()), time: now.0, subject: &l.id };
+            event(Topic::Lessons, &key, source, &head, &**l)
+        }
+        Decision::Run(r) => {
+            let kind = format!("runwarden.run.{}", format!("{:?}", r.status).to_lowercase());
+            let id = format!("{}/{}/{}", part(&r.tenant_id), part(&r.run_id), r.ended_at);
+            event(Topic::Runs, &r.tenant_id, source, &Head { id, kind, time: r.ended_at, subject: &r.run_id }, &**r)
+        }
         Decision::Audit(a) => {
             let kind = format!("runwarden.audit.{}", a.kind);
             let head = Head { id: a.audit_id.clone(), kind, time: a.at, subject: &a.subject.id };
@@ -48,6 +60,11 @@ pub fn record(decision: &Decision, now: Wall, source: &str) -> Result<OutRecord,
                 subject: &r.command_id,
             };
             event(Topic::CommandResults, &r.tenant_id, source, &head, &**r)
+        }
+        Decision::Command(c) => {
+            // it goes out signed; unsigned it is nothing
+            let head = Head { id: c.command_id.clone(), kind: c.kind.clone(), time: now.0, subject: &c.command_id };
+            event(Topic::Commands, c.key(), source, &head, &**c)
         }
         Decision::Policy(p) => {
             let id = p.id.iter().map(|p| part(p)).collect::<Vec<_>>().join("/");

@@ -10,6 +10,7 @@
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
 
 use crate::clock::Micros;
+use crate::decide::conditions::Turn;
 use crate::decide::correlation::Member;
 use crate::decide::id;
 use crate::decide::records::{Severity, Subject};
@@ -32,8 +33,44 @@ pub enum What {
     Child(Box<str>),
     /// Something to alert of.
     Alert(Box<Member>),
+    /// A condition turned.
+    Turned(Box<Turn>),
+    /// A run failed.
+    Failure(Box<Failure>),
     /// An external alert is cleared.
     Cleared(String),
+}
+
+/// What a `run.failed` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The run's agent; empty: none.
+    pub agent: String,
+    /// As given; empty: none.
+    pub severity: String,
+    /// As given.
+    pub code: Option<String>,
+    /// As given, cut.
+    pub message: Option<String>,
+    /// Made up for a test.
+    pub is_synthetic: bool,
+    /// Of which scenario.
+    pub scenario: Option<String>,
+}
+
+/// Reads a `run.failed`.
+pub fn failure(batch: &RecordBatch, row: usize, agent: Option<&str>) -> Failure {
+    let text = RowText(batch, row);
+    let owned = |column| text.get(column).map(str::to_owned);
+    let synthetic = batch.column(col::IS_SYNTHETIC).as_boolean();
+    Failure {
+        agent: agent.unwrap_or_default().to_owned(),
+        severity: owned(col::SEVERITY).unwrap_or_default(),
+        code: owned(col::ERROR_CODE),
+        message: owned(col::ERROR_MESSAGE),
+        is_synthetic: synthetic.is_valid(row) && synthetic.value(row),
+        scenario: owned(col::SYNTHETIC_SCENARIO_ID),
+    }
 }
 
 /// Something that a row says.

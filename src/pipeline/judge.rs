@@ -7,14 +7,16 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, AsArray, Decimal128Array, Int64Array, RecordBatch, StringArray, UInt32Array};
+use datafusion::arrow::array::{
+    Array, AsArray, Decimal128Array, Float64Array, Int64Array, RecordBatch, StringArray, UInt32Array,
+};
 use datafusion::arrow::compute::{CastOptions, cast_with_options};
 use datafusion::arrow::datatypes::{
     DataType, Decimal128Type, Field, Float64Type, Int32Type, Int64Type, Schema, SchemaRef,
 };
 use datafusion::arrow::error::ArrowError;
 
-use crate::clock::Micros;
+use crate::clock::{Micros, SECOND};
 use crate::decide::levels::{Judged, Levels, Shape};
 use crate::decide::records::Kind;
 use crate::decide::sql::{Prepared, Slot};
@@ -35,6 +37,8 @@ pub struct MetricPlan {
     pub early: bool,
     /// Whether the metric is over anomaly scores.
     pub anomaly: bool,
+    /// Whether the value grows with what happens (a count, a sum), so that its rate says when it reaches a limit.
+    pub cumulative: bool,
 }
 
 impl MetricPlan {
@@ -73,6 +77,8 @@ pub struct Item {
     pub cost_provenance: Option<String>,
     /// The metric's `is_synthetic`: what a decision at close goes by, which no single row makes.
     pub is_synthetic: Option<bool>,
+    /// Units a minute so far, and the minutes until its window ends; `None`: nothing can be forecast of it.
+    pub pace: Option<(f64, Option<f64>)>,
     /// Its limit set.
     pub limit_set: u32,
     /// What the threshold SQL says.
@@ -90,6 +96,27 @@ impl Item {
             .then_with(|| self.scope_id.cmp(&other.scope_id))
             .then_with(|| if self.closed { std::cmp::Ordering::Equal } else { other.value.cmp(&self.value) })
             .then_with(|| (self.window.1, self.window.0).cmp(&(other.window.1, other.window.0)))
+    }
+}
+
+/// A rate over less than this, µs of event time, says nothing yet.
+const LEAST: Micros = 30 * SECOND;
+
+impl Item {
+    /// Notes how fast the value has grown since its window began, at a row of event time `at` (X6).
+    pub fn paced(&mut self, plan: &MetricPlan, at: Micros) {
+        let (start, end) = self.window;
+        let elapsed = at.saturating_sub(start);
+        let (Some(value), true, true) = (self.value, plan.cumulative && !self.closed, elapsed >= LEAST) else { return };
+        let minutes = |micros: Micros| micros as f64 / (60 * SECOND) as f64;
+        let left = match plan.shape {
+            // it starts anew when the window ends
+            Shape::Tumble => Some(minutes(end.saturating_sub(at))),
+            Shape::Session => None,
+            // what leaves a hopping window is not known beforehand
+            Shape::Hop => return,
+        };
+        self.pace = Some((value.to_f64() / minutes(elapsed), left));
     }
 }
 
@@ -139,6 +166,7 @@ pub fn items(
             complete: rows.complete.get(row).copied().unwrap_or(true),
             cost_provenance: text(provenance, row).map(Into::into),
             is_synthetic: synthetic.filter(|c| c.is_valid(row)).map(|c| c.value(row)),
+            pace: None,
             limit_set: u32::MAX,
             judged: Vec::new(),
         });
@@ -171,6 +199,7 @@ pub fn empty_items(
             complete: whole(tenant, window.0, *at),
             cost_provenance: None,
             is_synthetic: None,
+            pace: None,
             limit_set: u32::MAX,
             judged: Vec::new(),
         });
@@ -203,6 +232,8 @@ pub fn results_schema() -> SchemaRef {
         Field::new("scope_id", DataType::Utf8, false),
         Field::new("closed", DataType::Boolean, false),
         Field::new("value", DataType::Decimal128(38, 9), true),
+        Field::new("per_minute", DataType::Float64, true),
+        Field::new("minutes_left", DataType::Float64, true),
     ]))
 }
 
@@ -213,6 +244,8 @@ fn verdict_schema() -> SchemaRef {
         Field::new("level", DataType::Utf8, true),
         Field::new("utilization", DataType::Float64, true),
         Field::new("overshoot", DataType::Decimal128(38, 9), true),
+        Field::new("minutes_to_limit", DataType::Float64, true),
+        Field::new("raised_by", DataType::Utf8, true),
     ]))
 }
 
@@ -263,6 +296,8 @@ pub fn judge(
                 with_value.iter().map(|i| Some(items[*i].closed)).collect::<datafusion::arrow::array::BooleanArray>(),
             ),
             Arc::new(amounts.with_precision_and_scale(38, 9)?),
+            Arc::new(with_value.iter().map(|i| items[*i].pace.map(|pace| pace.0)).collect::<Float64Array>()),
+            Arc::new(with_value.iter().map(|i| items[*i].pace.and_then(|pace| pace.1)).collect::<Float64Array>()),
         ],
     )?;
     let verdicts = sql.run(vec![results, limits.lookup(with_value.iter().map(|i| items[*i].limit_set))?])?;
@@ -271,6 +306,8 @@ pub fn judge(
     let levels = verdicts.column(2).as_string::<i32>();
     let utilizations = verdicts.column(3).as_primitive::<Float64Type>();
     let overshoots = verdicts.column(4).as_primitive::<Decimal128Type>();
+    let minutes = verdicts.column(5).as_primitive::<Float64Type>();
+    let raised_by = verdicts.column(6).as_string::<i32>();
     let mut said: Vec<(usize, usize, Judged)> = Vec::with_capacity(verdicts.num_rows());
     for i in 0..verdicts.num_rows() {
         let (Ok(row), Ok(number)) = (usize::try_from(rows.value(i)), usize::try_from(numbers.value(i))) else {
@@ -291,6 +328,8 @@ pub fn judge(
                 level,
                 utilization: utilizations.is_valid(i).then(|| Amount::from_f64(utilizations.value(i))).flatten(),
                 overshoot: overshoots.is_valid(i).then(|| Amount(overshoots.value(i))),
+                minutes_to_limit: minutes.is_valid(i).then(|| minutes.value(i)).filter(|m| m.is_finite()),
+                forecast: raised_by.is_valid(i) && raised_by.value(i) == "forecast",
             },
         ));
     }

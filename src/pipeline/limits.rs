@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, Decimal128Array, Int32Array, RecordBatch, StringArray, UInt32Array};
+use datafusion::arrow::array::{
+    ArrayRef, Decimal128Array, Float64Array, Int32Array, RecordBatch, StringArray, UInt32Array,
+};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use hashbrown::HashMap;
 use rustc_hash::{FxBuildHasher, FxHasher};
@@ -86,6 +88,7 @@ pub fn lookup_schema() -> SchemaRef {
         Field::new("mode", DataType::Utf8, false),
         Field::new("enforcement", DataType::Utf8, false),
         Field::new("on_breach", DataType::Utf8, false),
+        Field::new("near_forecast_minutes", DataType::Float64, true),
     ]))
 }
 
@@ -351,6 +354,7 @@ impl LimitSets {
                 texts(|l| l.mode.as_str()),
                 texts(|l| l.enforcement.as_str()),
                 texts(|l| l.on_breach.as_str()),
+                Arc::new(rows.iter().map(|r| r.2.near_forecast_minutes.map(f64::from)).collect::<Float64Array>()),
             ],
         )?;
         if whole {
@@ -378,7 +382,7 @@ impl LimitSets {
                 let Some(&metric) = self.by_name.get(&*limit.metric) else { continue };
                 let Some(floor) = floors.get_mut(metric) else { continue };
                 let (low, count) = floor.unwrap_or((i128::MAX, 0));
-                *floor = Some((low.min(limit.near_at.0), count + 1));
+                *floor = Some((low.min(limit.floor().0), count + 1));
             }
             self.sets.push(Arc::new(Set { limits, floors, ambiguous: set.ambiguous, lines: false }));
             self.lookup = None;

@@ -5,11 +5,14 @@
 //! [`crate::kafka::core::Core`] gives them encoded, with a digest.
 
 mod acting;
+mod activity;
+mod breaking;
 pub mod checkpoint;
 pub mod clocks;
 mod conditions;
 mod core;
 pub mod encode;
+mod ends;
 mod entries;
 pub mod happenings;
 pub mod intake;
@@ -20,6 +23,7 @@ pub mod partition;
 pub mod runs;
 pub mod simulate;
 mod split;
+mod teaching;
 pub mod terms;
 pub mod watcher;
 mod writer;

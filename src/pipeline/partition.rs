@@ -14,14 +14,18 @@ use datafusion::arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, Wall};
+use crate::decide::breaker::{Breakers, Share};
 use crate::decide::correlation::{Correlation, View};
 use crate::decide::interventions::{Acting, Interventions};
+use crate::decide::lessons::Lessons;
 use crate::decide::levels::Levels;
 use crate::decide::records::Decision;
 use crate::decide::sql::Prepared;
 use crate::kafka::core::{CoreError, Input, InputBatch, OutRecord, StepInput};
+use crate::pipeline::activity::Activity;
 use crate::pipeline::clocks::{Clocks, EndClock};
 use crate::pipeline::conditions::Standing;
+use crate::pipeline::ends::NotesOfRuns;
 use crate::pipeline::entries::Entries;
 use crate::pipeline::happenings::{self, Happening, What};
 use crate::pipeline::intake::{self, InputNames, Own, Rows};
@@ -31,7 +35,7 @@ use crate::pipeline::runs::{Bound, RunTable, Seen};
 use crate::pipeline::terms::Tuning;
 use crate::pipeline::watcher::{GroupCache, Watcher};
 use crate::pipeline::writer::Writer;
-use crate::policy::{Scope, Silence, Snapshot, Terms};
+use crate::policy::{Mode, Scope, Silence, Snapshot, Terms};
 use crate::stream::{Emit, Engine, Metric, Query, Window};
 use crate::telemetry::schema::col;
 use crate::telemetry::{Batch, DeadLetter, Decoder, Dedup, Origin, Reason, redacted_json};
@@ -72,6 +76,8 @@ pub struct Settings {
     pub alerting: Alerting,
     /// `[interventions]`
     pub acting: Acting,
+    /// `[breaker]`
+    pub breaker: Share,
     /// Input topics, for the origin of rows.
     pub inputs: InputNames,
     /// CloudEvents source of this deployment.
@@ -135,6 +141,8 @@ pub struct Counts {
     pub early: Vec<u64>,
     /// Rows of runs that no policy covers.
     pub uncovered: u64,
+    /// Lessons that could not be recorded, by type.
+    pub lessons_failed: [u64; 3],
     /// Rows some windows refused because their tenant has too many live keys.
     pub overflow_rows: u64,
 }
@@ -164,6 +172,10 @@ pub struct Partition {
     pub(super) correlation: Correlation,
     pub(super) interventions: Interventions,
     pub(super) standing: Standing,
+    pub(super) lessons: Lessons,
+    pub(super) breakers: Breakers,
+    pub(super) activity: Activity,
+    pub(super) notes: NotesOfRuns,
     pub(super) runs: RunTable,
     pub(super) clocks: Clocks,
     pub(super) meta: Meta,
@@ -208,6 +220,7 @@ pub fn plans(metrics: &[Arc<Metric>]) -> Vec<MetricPlan> {
             shape: MetricPlan::shape_of(m.query.window()),
             early: m.query.early() && m.emit == Emit::Changes,
             anomaly: m.sql.contains("anomaly_score"),
+            cumulative: m.query.early() && !m.sql.to_lowercase().contains("max("),
         })
         .collect()
 }
@@ -253,6 +266,10 @@ impl Partition {
             levels: Levels::default(),
             correlation,
             interventions: Interventions::new(settings.acting, !settings.event_clock),
+            lessons: Lessons::default(),
+            breakers: Breakers::new(settings.breaker),
+            activity: Activity::default(),
+            notes: NotesOfRuns::default(),
             standing: Standing::new(&snapshot, plans.iter().map(|p| p.name.clone())),
             runs: RunTable::new(run_retention(&settings), settings.stream.max_live_keys.saturating_mul(2)),
             clocks: Clocks::default(),
@@ -366,11 +383,13 @@ impl Partition {
         self.end_terms(now, &mut step);
         self.take_outcomes(&input.inputs, now, &mut step, &mut entries);
         self.pass_deadlines(now, &mut step, &mut entries);
+        self.return_lessons(now, &mut step);
         let idle = if tick { self.clocks.idle(self.settings.idle_timeout, &self.meta.end) } else { Vec::new() };
         for (tenant, clock) in &idle {
             let watermark = clock.saturating_sub(self.settings.stream.lateness);
             self.dedup.expire(tenant, watermark);
             self.runs.expire(tenant, *clock);
+            self.lessons.expire(tenant, *clock);
             for (tenant, run) in self.runs.take_denied() {
                 self.interventions.admit(&tenant, &run);
             }
@@ -384,6 +403,7 @@ impl Partition {
             self.decide(output, &mut Around::none(Wall(self.meta.now)), &mut step, &mut entries)?;
         }
         self.runs.settle();
+        step.counts.lessons_failed = self.lessons.take_failed();
         let clocks = &self.clocks;
         let clock_of = |tenant: &str| {
             let idled = idle.iter().find(|(t, _)| **t == *tenant).map(|(_, c)| *c);
@@ -431,7 +451,8 @@ impl Partition {
         let tick = self.meta.end.since.filter(|_| waits).map(|since| since.saturating_add(crate::clock::SECOND));
         let mute =
             self.correlation.next_mute(&self.silences, Wall(self.meta.now)).filter(|_| !self.settings.event_clock);
-        let due = self.interventions.next_due();
+        let due = self.interventions.next_due().into_iter().chain(self.lessons.next_due()).min();
+        let due = due.filter(|_| !self.settings.event_clock);
         let terms = self.writer.next_end().filter(|_| !self.settings.event_clock);
         // another snapshot waits for a step
         let adopt = self.adopt_revision.map(|_| self.meta.now);
@@ -454,7 +475,9 @@ impl Partition {
             return;
         }
         self.dirty_snapshots.insert(id);
+        let before = Arc::clone(self.limits.current());
         self.limits.adopt(Arc::clone(&snapshot));
+        self.mend_breakers(&before, &snapshot, now, step, entries);
         self.runs.rebind();
         self.groups.forget();
         let used = self.runs.snapshots();
@@ -511,6 +534,12 @@ impl Partition {
         }
         let mut around = self.observe_runs(&batch, now, step);
         let turned = self.turned(&batch.rows, &around.clocks)?;
+        around.happenings.extend(turned.into_iter().map(|turn| {
+            let row = u32::try_from(turn.row()).unwrap_or(u32::MAX);
+            let (tenant, run) = (Box::from(&**turn.tenant()), "".into());
+            Happening { row, tenant, run, time: 0, what: What::Turned(Box::new(turn)) }
+        }));
+        around.happenings.make_contiguous().sort_by_key(|happening| happening.row);
         let mut watcher = Watcher {
             plans: &self.plans,
             limits: &mut self.limits,
@@ -533,16 +562,15 @@ impl Partition {
                     *count += 1;
                 }
             }
+            self.end_late(&batch, late.row as usize, step);
             if late.everywhere {
                 step.dead.push(late_letter(&batch, late.row as usize));
             }
         }
         around.batch = Some(batch);
-        let from = entries.len();
         self.decide(output, &mut around, step, entries)?;
         self.settle_happenings(u32::MAX, &mut around, step, entries);
-        self.act(turned, now, &around, step, entries);
-        entries.sort(from);
+        entries.at(None, None);
         let tenants: BTreeSet<Arc<str>> = std::mem::take(&mut around.tenants);
         for tenant in tenants {
             self.clocks.touch(&tenant);
@@ -560,6 +588,7 @@ impl Partition {
             [col::PROJECT_ID, col::AGENT_ID, col::API_KEY_ID, col::HUMAN_ACTOR_ID, col::PROVIDER].map(|c| rows.text(c));
         let count = batch.rows.num_rows();
         let (timed, ambiguous) = (self.limits.timed(), self.limits.may_be_ambiguous());
+        let holds = self.limits.current().policies().iter().any(|p| p.counts() && p.enforcement_mode == Mode::Block);
         let mut around = Around::none(now);
         around.clocks.reserve(count);
         around.run_sets.reserve(count);
@@ -595,6 +624,10 @@ impl Partition {
                 step.counts.uncovered += u64::from(!self.limits.cover(tenant, groups));
                 continue;
             };
+            if holds {
+                around.active.resize(row, 0);
+                around.active.push(self.activity.take(tenant, run_id, time));
+            }
             let seen = Seen { tenant, run: run_id, parent: intake::get(parents, row), event_type, time, fields };
             let (bound, run) = self.runs.observe(seen, &snapshot);
             let news = std::mem::take(&mut run.has_new_parent);
@@ -605,6 +638,10 @@ impl Partition {
                 parent.map(|parent| What::Child(parent.into())).into_iter().chain(zombie.then_some(What::Zombie));
             let said = |what| Happening { row: at, tenant: tenant.into(), run: run_id.into(), time, what };
             around.happenings.extend(whats.map(said));
+            if event_type == "run.failed" {
+                let failure = happenings::failure(&batch.rows, row, run.fields.agent.as_deref());
+                around.happenings.push_back(said(What::Failure(Box::new(failure))));
+            }
             if let Some(mut what) = alert {
                 if let What::Alert(member) = &mut what {
                     let agent = || run.fields.agent.as_deref().map(str::to_owned);

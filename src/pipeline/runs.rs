@@ -61,6 +61,9 @@ pub struct Run {
     /// Records of alerts it has caused (`max_alerts_per_run`).
     #[serde(skip_serializing_if = "is_zero", default)]
     pub alerts: u32,
+    /// Those of the ends that were `run.failed`.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
+    pub failures: BTreeSet<Micros>,
     /// The run that started it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub parent: Option<Arc<str>>,
@@ -256,6 +259,7 @@ impl RunTable {
                     ends: BTreeSet::new(),
                     denied: false,
                     alerts: 0,
+                    failures: BTreeSet::new(),
                     parent: None,
                     has_new_parent: false,
                     limit_set: None,
@@ -293,8 +297,13 @@ impl RunTable {
             }
             "run.completed" | "run.failed" => {
                 touched |= run.ends.insert(seen.time);
-                if run.ends.len() > ENDS {
-                    run.ends.pop_first();
+                if seen.event_type == "run.failed" {
+                    touched |= run.failures.insert(seen.time);
+                }
+                if run.ends.len() > ENDS
+                    && let Some(oldest) = run.ends.pop_first()
+                {
+                    run.failures.remove(&oldest);
                 }
             }
             _ => {}
@@ -345,8 +354,8 @@ impl RunTable {
     pub fn children(&self, tenant: &str, run: &str) -> Vec<String> {
         let Some(state) = self.tenants.get(tenant) else { return Vec::new() };
         let children = state.children.get(run).into_iter().flatten();
-        let open = |id: &&Box<str>| state.runs.get(&***id).is_some_and(|run| !run.has_ended());
-        children.filter(open).map(|id| id.to_string()).collect()
+        let open = |id: &&str| state.runs.get(*id).is_some_and(|run| !run.has_ended());
+        children.map(|id| &**id).filter(open).map(str::to_owned).collect()
     }
 
     /// The event time of a run's first event.

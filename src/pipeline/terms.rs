@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::clock::Micros;
+use crate::decide::breaker::Share;
 use crate::decide::commands::Keyring;
 use crate::decide::interventions::Acting;
 use crate::decide::{self, correlation};
@@ -198,6 +199,8 @@ pub struct Tuning {
     pub alerting: Alerting,
     /// `[interventions]`, and the bounds of what is remembered of them.
     pub acting: Acting,
+    /// `[breaker]`
+    pub breaker: Share,
     /// `[telemetry]` and bounds; prices are added
     pub telemetry: telemetry::Settings,
     /// `[topics]`
@@ -219,6 +222,8 @@ struct Decisive {
     alerting: Alerting,
     #[serde(default)]
     acting: Acting,
+    #[serde(default)]
+    breaker: Share,
 }
 
 impl Tuning {
@@ -231,6 +236,7 @@ impl Tuning {
             dedup_ids: self.dedup.1,
             alerting: self.alerting,
             acting: self.acting,
+            breaker: self.breaker,
         };
         serde_json::to_string(&decisive).unwrap_or_default()
     }
@@ -242,7 +248,7 @@ impl Tuning {
             self.lateness = set.allowed_lateness_us;
             self.idle_timeout = set.idle_timeout_us;
             self.dedup = (set.dedup_horizon_us, set.dedup_ids);
-            (self.alerting, self.acting) = (set.alerting, set.acting);
+            (self.alerting, self.acting, self.breaker) = (set.alerting, set.acting, set.breaker);
         }
         self
     }
@@ -403,6 +409,7 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Vec<String>> {
         idle_timeout: tuning.idle_timeout,
         alerting: tuning.alerting,
         acting: tuning.acting,
+        breaker: tuning.breaker,
         inputs: tuning.inputs,
         source: tuning.source,
         finals: false,

@@ -215,6 +215,15 @@ pub struct EffectiveLimit {
 }
 
 impl EffectiveLimit {
+    /// The lowest value that anyone wants to know of: NEAR, where lessons begin (85 %, requirement E2), or any if it forecasts.
+    pub fn floor(&self) -> Amount {
+        if self.near_forecast_minutes.is_some() {
+            return Amount::ZERO;
+        }
+        let lessons = self.max.0.checked_mul(85).map_or(self.max.0 / 100 * 85, |hundredfold| hundredfold / 100);
+        Amount(self.near_at.0.min(lessons))
+    }
+
     /// The row of a limit with which nothing competes.
     pub(super) fn sole(
         policy: &Policy,

@@ -42,13 +42,16 @@ pub enum What {
     Interventions,
     /// `shadow.jsonl`
     Shadow,
+    /// `lessons.jsonl`
+    Lessons,
     /// `dead-letter.jsonl`
     DeadLetters,
 }
 
 impl What {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Signals, Self::Alerts, Self::Interventions, Self::Shadow, Self::DeadLetters];
+    pub const ALL: [Self; 6] =
+        [Self::Signals, Self::Alerts, Self::Interventions, Self::Shadow, Self::Lessons, Self::DeadLetters];
 
     /// As the files name it.
     pub const fn as_str(self) -> &'static str {
@@ -56,6 +59,7 @@ impl What {
             Self::Signals => "signals",
             Self::Alerts => "alerts",
             Self::Interventions => "interventions",
+            Self::Lessons => "lessons",
             Self::Shadow => "shadow",
             Self::DeadLetters => "dead_letters",
         }

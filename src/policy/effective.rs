@@ -54,7 +54,7 @@ impl Snapshot {
         let mut floors = BTreeMap::new();
         for candidate in candidates {
             let row = &candidate.known.row;
-            let floor = if row.near_forecast_minutes.is_some() { Amount::ZERO } else { row.near_at };
+            let floor = row.floor();
             floors.entry(row.metric.clone()).and_modify(|f: &mut Amount| *f = floor.min(*f)).or_insert(floor);
         }
         floors

@@ -293,3 +293,31 @@ fn a_command_of_one_tenant_is_answered_once_and_not_under_another_key() {
     let (answer, said) = desk.command(2, "guardian.cancel_task", 4, json!({"task_id": "t1", "reason": "stuck"}));
     assert_eq!((&answer["status"], acts(&said).len()), (&json!("ACCEPTED"), 1));
 }
+
+#[test]
+fn a_wrong_price_does_not_stop_the_fleet_the_breaker_drops_the_policy_to_shadow_and_pages() {
+    let policy = "{id: budget, name: Budget, enforcement_mode: BLOCK, limits: [{id: usd, limit_type: COST_PER_RUN, metric: run_cost_usd, max: 1}]}";
+    let mut desk = Desk::new(policy);
+    let step = |at: i64, run: usize, cost: f64| {
+        event(at, "run.step", json!({"run_id": format!("r{run}"), "agent_id": format!("a{run}"), "cost_usd": cost}))
+    };
+    let healthy: Vec<Value> = (0..40).map(|run| step(0, run, 0.001)).collect();
+    assert!(acts(&desk.telemetry(0, &healthy)).is_empty());
+    // a thousandfold: every run would be stopped
+    let mut said = Vec::new();
+    for run in 0..40 {
+        said.extend(desk.telemetry(10, &[step(10, run, 1.0)]));
+        if run == 7 {
+            desk.crash();
+        }
+    }
+    let stopped = acts(&said).iter().filter(|a| a.ends_with("ISSUED")).count();
+    assert_eq!(stopped, 20, "half of forty, and not one more");
+    let pages: Vec<Value> =
+        on(&said, Topic::Alerts).into_iter().filter(|a| a["sources"] == json!(["breaker"])).collect();
+    assert_eq!((pages.len(), &pages[0]["severity"]), (1, &json!("CRITICAL")));
+    let shadows = on(&said, Topic::Audit).into_iter().filter(|a| a["after"]["breaker"] == true).count();
+    assert_eq!(shadows, 20, "what it would have done is said");
+    assert_eq!(on(&said, Topic::Signals).iter().filter(|s| s["kind"] == "BREACH").count(), 40, "the evidence is whole");
+    println!("runs stopped: {stopped} of 40");
+}

@@ -112,7 +112,7 @@ fn check_places_faults_of_every_query_and_reads_json_policies() {
     let output = check();
     assert_eq!(output.status.code(), Some(1));
     let said = errors(&output);
-    for place in ["metrics/run_tokens.sql:7:12: ", "decide/thresholds.sql:11:", "decide/correlation.sql:8:36: "] {
+    for place in ["metrics/run_tokens.sql:7:12: ", "decide/thresholds.sql:24:", "decide/correlation.sql:8:36: "] {
         assert!(said.contains(&format!("{queries}/{place}")), "{place} in {said}");
     }
     assert!(!said.contains("there is no metric"), "the metric is there, it does not compile: {said}");

@@ -26,8 +26,9 @@ fn simulate(policies: &[(&str, &str)], events: &[String], batch: usize) -> Repor
 }
 
 fn interventions(report: &Report) -> Vec<&Intervention> {
-    let first = |d| if let &Decision::Intervention(ref i) = d { Some(&**i).filter(|i| i.revision == 1) } else { None };
-    report.decisions.iter().filter_map(first).collect()
+    let first = |d: &Decision| matches!(d, Decision::Intervention(i) if i.revision == 1);
+    let all = report.decisions.iter().filter(|d| first(d));
+    all.filter_map(|d| if let Decision::Intervention(i) = d { Some(&**i) } else { None }).collect()
 }
 
 /// Without the life of interventions.

@@ -627,3 +627,35 @@ fn a_tenant_that_sends_nothing_but_heartbeats_forgets_its_runs_too() {
         assert!(gone.contains(&key), "{} stays", String::from_utf8_lossy(&key));
     }
 }
+
+#[test]
+fn a_near_may_be_raised_by_forecast_and_says_when_the_limit_is_reached() {
+    let policies = "
+id: run
+name: Run
+enforcement_mode: WARN
+limits:
+  - {id: tokens, limit_type: TOKENS_PER_RUN, metric: run_tokens, max: 1000, near_forecast_minutes: 3}
+  - {id: minute, limit_type: TOKENS_PER_MINUTE, metric: agent_tokens_1m, max: 1000, near_forecast_minutes: 5}
+";
+    let mut desk = Desk::new(policies);
+    // 100 at once and 100 a minute: after six minutes 700 at 116.7 a minute, so 2.6 minutes are left
+    let mut near = Vec::new();
+    for minute in 0..7 {
+        let at = minute * 60;
+        let said = desk.telemetry(at, &[step_of(at, "r", 100)]);
+        near.extend(on(&said, Topic::Signals).into_iter().map(|s| (minute, s)));
+    }
+    let (minute, signal) = &near[0];
+    assert_eq!((*minute, &signal["kind"], &signal["raised_by"]), (6, &json!("NEAR"), &json!("forecast")), "{near:?}");
+    assert_eq!((&signal["value"], &signal["minutes_to_limit"]), (&json!(700), &json!(2.6)));
+    assert_eq!(near.len(), 1, "at a level nothing repeats");
+    // in a window that ends before, nothing is forecast; and a value at the line is one, not a forecast
+    let said = desk.telemetry(600, &[agent_step(605, "a", 300)]);
+    let later = desk.telemetry(640, &[agent_step(640, "a", 100)]);
+    assert!(on(&said, Topic::Signals).is_empty());
+    assert!(!signals(&later).iter().any(|s| s.contains("agent_tokens_1m")), "{:?}", signals(&later));
+    let said = desk.telemetry(645, &[agent_step(645, "a", 450)]);
+    let agent = on(&said, Topic::Signals).into_iter().find(|s| s["metric"] == "agent_tokens_1m").unwrap();
+    assert_eq!((&agent["raised_by"], &agent["kind"]), (&json!("value"), &json!("NEAR")));
+}

@@ -43,7 +43,7 @@ id: agent-rate
 name: Agent token rate
 enforcement_mode: BLOCK
 limits:
-  - {id: agent-tokens, limit_type: TOKENS_PER_MINUTE, category: RATE, metric: agent_tokens_1m, max: 20000, enforcement: BLOCK, on_breach: PAUSE}
+  - {id: agent-tokens, limit_type: TOKENS_PER_MINUTE, category: RATE, metric: agent_tokens_1m, max: 20000, enforcement: REJECT}
 ---
 id: tenant-burn
 name: Tenant burn rate
@@ -79,7 +79,7 @@ fn lines() -> Vec<String> {
 
 /// Where one test works: its topics, its files, its configuration.
 pub struct Site {
-    brokers: String,
+    pub brokers: String,
     pub client: ClientSettings,
     pub topics: Topics,
     pub dir: tempfile::TempDir,
@@ -119,6 +119,10 @@ drain-timeout = \"30s\"
 replication = 1
 [time]
 {time}
+[interventions]
+acknowledge-within = \"24h\"
+[breaker]
+percent = 100
 [http]
 listen = \"127.0.0.1:0\"
 ",
@@ -181,13 +185,14 @@ listen = \"127.0.0.1:0\"
         let t = &self.topics;
         let topics =
             [("signal", &t.signals), ("intervention", &t.interventions), ("alert", &t.alerts), ("audit", &t.audit)];
+        let topics = topics.into_iter().chain([("lesson", &t.lessons), ("run", &t.runs)]);
         let of = |(what, topic): (&'static str, &String)| {
             let parse = move |r: OwnedRecord| Said::new(what, serde_json::from_slice(&r.payload.unwrap()).unwrap());
             self.read(topic).into_iter().map(parse).collect::<Vec<_>>()
         };
         // that the sidecars' files were put in force is no decision about telemetry
         let applied = |said: &Said| said.value.get("kind").is_some_and(|kind| kind == "policy_set.applied");
-        topics.into_iter().flat_map(of).filter(|said| !applied(said)).collect()
+        topics.flat_map(of).filter(|said| !applied(said)).collect()
     }
 
     /// What a simulation with the same configuration decides on the same lines.
@@ -209,8 +214,10 @@ listen = \"127.0.0.1:0\"
             Decision::Alert(a) => Said::new("alert", serde_json::to_value(&**a).unwrap()),
             Decision::Intervention(i) => Said::new("intervention", serde_json::to_value(&**i).unwrap()),
             Decision::Guardian(g) => Said::new("intervention", g.payload.clone()),
+            Decision::Lesson(l) => Said::new("lesson", serde_json::to_value(&**l).unwrap()),
+            Decision::Run(r) => Said::new("run", serde_json::to_value(&**r).unwrap()),
             Decision::Audit(a) => Said::new("audit", serde_json::to_value(&**a).unwrap()),
-            Decision::CommandResult(_) | Decision::Policy(_) => panic!("nobody sent a command"),
+            Decision::Command(_) | Decision::CommandResult(_) | Decision::Policy(_) => panic!("nobody sent a command"),
         };
         report.decisions.iter().map(said).collect()
     }
@@ -340,7 +347,7 @@ impl Said {
     fn new(what: &'static str, value: Value) -> Self {
         let mut timeless = value.clone();
         // when it was decided, and where its rows lay, differ between a topic and a file
-        for name in ["evidence", "decided_at", "lag_ms", "created_at", "issued_at", "at"] {
+        for name in ["evidence", "decided_at", "lag_ms", "created_at", "issued_at", "deadline", "at"] {
             timeless.as_object_mut().unwrap().remove(name);
         }
         Self { what, text: format!("{what} {timeless}"), value }
@@ -351,7 +358,7 @@ impl Said {
     }
 
     fn id(&self) -> String {
-        let id = format!("{}_id", self.what);
+        let id = if self.what == "lesson" { "id".to_owned() } else { format!("{}_id", self.what) };
         let id = self.value.get(&id).unwrap_or_else(|| panic!("no {id} in {}", self.value));
         format!("{id} {}", self.value.get("revision").unwrap_or(&Value::Null))
     }
@@ -378,6 +385,8 @@ impl Said {
                 Some(format!("{} {}", of(&level), of(&["/final_value", "/reason", "/window_end"])))
             }
             "signal" => Some(of(&level)),
+            // what makes another needless depends on which comes first
+            "intervention" if self.value["revision"] != 1 => None,
             "intervention" => Some(of(&["/tenant_id", "/type", "/target", "/policy_id", "/state"])),
             _ => None,
         }

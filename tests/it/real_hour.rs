@@ -106,7 +106,7 @@ fn near_and_breach_of_a_run_are_raised_at_the_event_that_crosses() {
         .decisions
         .iter()
         .filter_map(|d| if let Decision::Intervention(i) = d { Some(i) } else { None })
-        .filter(|i| i.kind == "STOP")
+        .filter(|i| i.kind == "STOP" && i.revision == 1)
         .map(|i| i.target.id.clone())
         .collect();
     let breached: Vec<_> = expected.keys().filter(|(_, k)| *k == "BREACH").map(|(r, _)| r.clone()).collect();

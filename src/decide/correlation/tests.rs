@@ -119,7 +119,7 @@ fn one_run_causes_no_more_records_than_its_policy_allows_and_what_is_held_back_i
 fn an_alert_resolves_when_its_window_is_over_and_nothing_is_up_and_that_survives_a_crash() {
     for crash in [false, true] {
         let mut desk = Desk::new();
-        let mut again = |desk: &mut Desk| {
+        let again = |desk: &mut Desk| {
             if crash {
                 desk.crash()
             }
@@ -206,11 +206,11 @@ fn the_alert_of_a_parent_run_mutes_those_of_its_children_only() {
     let child =
         Member { ancestors: vec!["mid".into(), "parent".into()], ..member("2", "child", "b", Severity::High, 0) };
     let said = desk.step(vec![entry(child)], 0);
-    assert_eq!(said[0].inhibited_by, [parent.alert_id.clone()]);
+    assert_eq!(said[0].inhibited_by, std::slice::from_ref(&parent.alert_id));
     let stranger = desk.step(vec![entry(member("3", "other", "b", Severity::Critical, SECOND))], SECOND);
     assert!(stranger[0].inhibited_by.is_empty(), "somebody else's run is in it now");
     let child = Member { ancestors: vec!["parent".into()], ..member("4", "child", "c", Severity::High, 0) };
-    assert_eq!(desk.step(vec![entry(child)], SECOND)[0].inhibited_by, [parent.alert_id.clone()]);
+    assert_eq!(desk.step(vec![entry(child)], SECOND)[0].inhibited_by, std::slice::from_ref(&parent.alert_id));
     desk.crash();
     let said = desk.step(vec![down("1", MINUTE)], 6 * MINUTE);
     let of = |id: &str| said.iter().find(|a| a.correlation_key == id).unwrap();

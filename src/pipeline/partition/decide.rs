@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::clock::Wall;
+use crate::decide::breaker::Governed;
 use crate::decide::correlation::{Entry, Member, Throttle};
 use crate::decide::interventions::{Care, Interventions};
 use crate::decide::levels::{self, Change, Judged, Observation};
@@ -57,14 +58,21 @@ impl Partition {
         }
         for item in &mut items {
             item.limit_set = self.limit_set(item, around);
+            if let (Some(plan), Some(at)) = (self.plans.get(item.metric), around.time(item)) {
+                item.paced(plan, at);
+            }
         }
+        let mut ended = self.ended(&items, around);
         judge::keep_what_matters(&mut items, &self.plans, &self.limits, &self.levels);
         if items.is_empty() {
+            self.end_runs(&mut ended, u32::MAX, around, step, entries);
             return Ok(());
         }
         items.sort_by(Item::order);
         judge::judge(&mut items, &self.plans, &mut self.limits, &mut self.thresholds).map_err(|e| failed(&e))?;
         for item in items {
+            // what rows after its close say is not of it
+            self.end_runs(&mut ended, item.at, around, step, entries);
             self.settle_happenings(item.at, around, step, entries);
             let plans = Arc::clone(&self.plans);
             let plan = &plans[item.metric];
@@ -83,11 +91,13 @@ impl Partition {
                 value: item.value,
                 judged: item.judged.clone(),
             };
-            entries.at(item.at, Some(around.clock(&item, &self.clocks)), around.agent_at(item.at));
+            entries.at(Some(around.clock(&item, &self.clocks)), around.agent_at(item.at));
             for change in self.levels.observe(&seen) {
                 self.say(change, Some(&item), around, step, entries);
             }
+            self.learn_near(&item, plan, around, step);
         }
+        self.end_runs(&mut ended, u32::MAX, around, step, entries);
         Ok(())
     }
 
@@ -111,7 +121,7 @@ impl Partition {
     }
 
     /// Acts upon what rows say, up to a row: what the row's values decide comes after.
-    pub(super) fn settle_happenings(
+    pub(in crate::pipeline) fn settle_happenings(
         &mut self,
         until: u32,
         around: &mut Around,
@@ -121,7 +131,7 @@ impl Partition {
         while let Some(happening) = around.happenings.pop_front_if(|h| h.row <= until) {
             let Happening { row, tenant, run, time, what } = happening;
             let now = around.now_at(row);
-            entries.at(row, Some(around.clock_at(row, time)), around.agent_at(row));
+            entries.at(Some(around.clock_at(row, time)), around.agent_at(row));
             match what {
                 What::Denied(why) => {
                     let said = self.interventions.deny(&tenant, &run, &why, time, now);
@@ -145,6 +155,8 @@ impl Partition {
                     }
                     entries.push(Entry::Member(member));
                 }
+                What::Turned(turn) => self.act(vec![*turn], now, around, step, entries),
+                What::Failure(failure) => self.learn_failure(&tenant, &run, time, &failure, now, step),
                 What::Cleared(cause) => {
                     let clock = around.clock_at(row, time);
                     entries.push(Entry::Down { tenant: tenant.into(), cause, clock });
@@ -222,10 +234,27 @@ impl Partition {
                     value: item.and_then(|i| i.value),
                     utilization: judged.utilization,
                     overshoot: judged.overshoot,
+                    minutes_to_limit: judged.minutes_to_limit,
+                    forecast: judged.forecast,
                 };
                 let signal = signals::raised(&line, kind, &judged.limit, figures, &at);
+                if let Some(run) = &signal.run_id {
+                    self.notes.signal(&signal.tenant_id, run, kind == Kind::Breach);
+                }
                 if kind == Kind::Breach {
-                    if judged.limit.intervenes() {
+                    let governed = Governed {
+                        tenant: line.tenant.clone(),
+                        policy_tenant: line.policy_tenant.clone(),
+                        policy_id: line.policy_id.clone(),
+                    };
+                    let active = item.map_or(0, |item| around.active_at(item.at));
+                    let holds = judged.limit.intervenes();
+                    if holds && !self.may_hold(&governed, &signal.scope, (at.event_time, active), at.now, step, entries)
+                    {
+                        let mut shadow = Interventions::shadow(&signal, at.now);
+                        shadow.after["breaker"] = true.into();
+                        step.decisions.push(Decision::Audit(Box::new(shadow)));
+                    } else if holds {
                         let policy = self.limits.policy(&line.policy_tenant, &line.policy_id, line.policy_version);
                         let care = policy.map(|p| Care::of(&p)).unwrap_or_default();
                         let said = self.interventions.issue(&signal, level.clone(), care, at.now);
@@ -255,7 +284,7 @@ impl Partition {
                 let value = item.and_then(|i| i.value);
                 let utilization = value.and_then(|v| v.ratio(up.limit.max));
                 let overshoot = value.and_then(|v| v.over(up.limit.max));
-                let figures = Figures { value, utilization, overshoot };
+                let figures = Figures { value, utilization, overshoot, minutes_to_limit: None, forecast: false };
                 let signal = signals::resolved(&line, &up, reason, figures, &at);
                 for began in &up.began {
                     let level = levels::cause(&line, *began);

@@ -1,6 +1,5 @@
 //! A core whose steps are made by hand: telemetry, outcomes, commands and time in, records out.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use runwarden::cli::load;
@@ -46,6 +45,7 @@ pub fn acts(said: &[Said]) -> Vec<String> {
 pub fn tuning() -> Tuning {
     let mut keys = Keyring::default();
     keys.add("k", b"a key that both sides know", 5);
+    keys.sign_own_with("k");
     Tuning { keys: Arc::new(keys), ..load::defaults() }
 }
 
@@ -161,13 +161,4 @@ pub fn event(at: i64, kind: &str, fields: Value) -> Value {
 
 pub fn step_of(at: i64, run: &str, tokens: i64) -> Value {
     event(at, "run.step", json!({"run_id": run, "input_tokens": tokens}))
-}
-
-/// How often each text is there.
-pub fn counted(texts: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> {
-    let mut counts = BTreeMap::new();
-    for text in texts {
-        *counts.entry(text).or_default() += 1;
-    }
-    counts
 }

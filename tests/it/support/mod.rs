@@ -97,7 +97,11 @@ pub fn essence(decision: &Decision) -> Option<String> {
             a.members_total
         )),
         Decision::Audit(a) => Some(format!("audit {} {} {}", a.audit_id, a.kind, a.reason)),
-        Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => None,
+        Decision::Lesson(l) => Some(format!("lesson {} {} {}", l.id, l.lesson_type.as_str(), l.detected_pattern)),
+        Decision::Run(r) => {
+            Some(format!("run {} {:?} {} {:?} {:?}", r.run_id, r.status, r.ended_at, r.metrics, r.signals))
+        }
+        Decision::Command(_) | Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => None,
     }
 }
 
