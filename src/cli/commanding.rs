@@ -15,7 +15,7 @@ use crate::cli::{
 };
 use crate::clock::Wall;
 use crate::config::Config;
-use crate::decide::commands::{Command, authority_name};
+use crate::decide::commands::{self, Command, authority_name};
 use crate::kafka::follow::Follower;
 use crate::kafka::produce::Producer;
 use crate::kafka::reader::read_topic;
@@ -96,7 +96,7 @@ fn written(file: &Path, send: &SendArguments) -> Result<Value, Failure> {
     Ok(json!({"file": name, "policy": text, "reason": send.reason}))
 }
 
-fn config(send: &SendArguments) -> Result<Config, Failure> {
+pub(super) fn config(send: &SendArguments) -> Result<Config, Failure> {
     let config = load::config(send.config.path())?;
     if let Ok(filter) = std::env::var("RUST_LOG") {
         crate::logging::init(&config.log, Some(&filter)).map_err(Failure::invalid)?;
@@ -104,43 +104,85 @@ fn config(send: &SendArguments) -> Result<Config, Failure> {
     Ok(config)
 }
 
+/// A command to send.
+#[derive(Debug, Clone)]
+pub(super) struct Sent {
+    /// Its type.
+    pub(super) kind: &'static str,
+    /// On whose behalf.
+    pub(super) tenant: String,
+    /// What is asked.
+    pub(super) body: Value,
+}
+
 /// Sends a command and shows its answer.
-fn order(kind: &str, body: Value, send: &SendArguments) -> Result<ExitCode, Failure> {
+pub(super) fn order(kind: &'static str, body: Value, send: &SendArguments) -> Result<ExitCode, Failure> {
+    let of_tenant = commands::known(kind).is_some_and(|(writer, _)| writer == commands::Writer::Tenant);
+    if of_tenant && send.tenant == "*" {
+        return Err(Failure::Invalid("say whose it is: --tenant TENANT".into()));
+    }
+    let tenant = if of_tenant { send.tenant.clone() } else { send.on_behalf_of.clone() };
+    let answers = send_all(&[Sent { kind, tenant, body }], send)?;
+    Ok(answers.first().map_or(ExitCode::from(1), |answer| told(answer, send.json)))
+}
+
+/// Sends commands and waits for the answer of each, in their order.
+pub(super) fn send_all(orders: &[Sent], send: &SendArguments) -> Result<Vec<Value>, Failure> {
     let config = config(send)?;
     let keys = keys::of(&config)?;
     let shell = load::shell(&config);
     let user = send.user.clone().or_else(|| std::env::var("USER").ok()).filter(|u| !u.is_empty());
-    let command_id = send.command_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-    let command = Command {
-        command_id: command_id.clone(),
-        kind: kind.to_owned(),
-        tenant_id: send.on_behalf_of.clone(),
-        principal: format!("user:{}", user.unwrap_or_else(|| "unknown".into())),
-        authority: send.authority,
-        issued_at: Wall::now().0,
-        body,
-        key_id: None,
-    };
-    let payload = keys.ring.sign(command, &keys.sign_with);
-    let payload = payload.ok_or_else(|| Failure::Invalid(format!("there is no key {}", keys.sign_with)))?;
+    let principal = format!("user:{}", user.unwrap_or_else(|| "unknown".into()));
     let mut answers = Follower::from_now_on(&shell.client, "runwarden-command", &shell.topics.command_results)
         .map_err(Failure::reach)?;
     let producer = Producer::courier(&shell.client).map_err(Failure::reach)?;
-    producer.send(&shell.topics.commands, b"*", &payload).map_err(Failure::reach)?;
+    let mut waiting: BTreeMap<String, Option<Value>> = BTreeMap::new();
+    let mut ids = Vec::with_capacity(orders.len());
+    for Sent { kind, tenant, body } in orders {
+        let command_id = match (&send.command_id, orders.len()) {
+            (Some(id), 1) => id.clone(),
+            _ => uuid::Uuid::new_v4().to_string(),
+        };
+        let command = Command {
+            command_id: command_id.clone(),
+            kind: (*kind).to_owned(),
+            tenant_id: tenant.clone(),
+            principal: principal.clone(),
+            authority: send.authority,
+            issued_at: Wall::now().0,
+            body: body.clone(),
+            key_id: None,
+        };
+        let key = command.key().to_owned();
+        let payload = keys.ring.sign(command, &keys.sign_with);
+        let payload = payload.ok_or_else(|| Failure::Invalid(format!("there is no key {}", keys.sign_with)))?;
+        producer.send(&shell.topics.commands, key.as_bytes(), &payload).map_err(Failure::reach)?;
+        waiting.insert(command_id.clone(), None);
+        ids.push(command_id);
+    }
     producer.flush(send.wait).map_err(Failure::reach)?;
     let until = Instant::now() + send.wait;
-    while Instant::now() < until {
+    while waiting.values().any(Option::is_none) && Instant::now() < until {
         let Some(record) = answers.next(LOOK) else { continue };
         let answer = record.payload.as_deref().and_then(|p| serde_json::from_slice::<Value>(p).ok());
-        if let Some(answer) = answer.filter(|a| a["command_id"] == *command_id) {
-            return Ok(told(&answer, send.json));
+        let Some(answer) = answer else { continue };
+        let known = answer["command_id"].as_str().and_then(|id| waiting.get_mut(id));
+        known.into_iter().for_each(|place| *place = Some(answer.clone()));
+    }
+    let mut found = Vec::with_capacity(ids.len());
+    for id in &ids {
+        match waiting.get_mut(id).and_then(Option::take) {
+            Some(answer) => found.push(answer),
+            None => {
+                return Err(Failure::Reach(format!(
+                    "no answer to command {id} within {:?}: is a sidecar with the role core running? Sent again with --command-id {id} \
+                     it counts once",
+                    send.wait
+                )));
+            }
         }
     }
-    Err(Failure::Reach(format!(
-        "no answer to command {command_id} within {:?}: is a sidecar with the role core running? Sent again with --command-id \
-         {command_id} it counts once",
-        send.wait
-    )))
+    Ok(found)
 }
 
 /// Shows an answer; the exit code is 0 when it was accepted, else 1.
@@ -218,18 +260,25 @@ fn latest(send: &SendArguments, kind: &str) -> Result<Vec<Value>, Failure> {
     Ok(found.into_values().filter(wanted).collect())
 }
 
-fn list(send: &SendArguments, kind: &str, columns: &[&str]) -> Result<ExitCode, Failure> {
-    let rows = latest(send, kind)?;
-    if send.json {
-        rows.iter().for_each(|row| println!("{row}"));
-    } else {
-        print!("{}", table(&rows, columns));
-    }
+/// The latest records of a kind on the policies topic.
+pub(super) fn list(send: &SendArguments, kind: &str, columns: &[&str]) -> Result<ExitCode, Failure> {
+    print(&latest(send, kind)?, columns, send);
     Ok(ExitCode::SUCCESS)
 }
 
+/// Shows rows as a table, or each as a line of JSON.
+pub(super) fn print(rows: &[Value], columns: &[&str], send: &SendArguments) {
+    if send.json {
+        rows.iter().for_each(|row| println!("{row}"));
+    } else {
+        print!("{}", table(rows, columns));
+    }
+}
+
 fn table(rows: &[Value], columns: &[&str]) -> String {
-    let cells: Vec<Vec<String>> = rows.iter().map(|row| columns.iter().map(|c| plain(&row[*c])).collect()).collect();
+    // a column may be a field of a field
+    let cell = |row: &Value, column: &str| plain(column.split('.').fold(row, |value, name| &value[name]));
+    let cells: Vec<Vec<String>> = rows.iter().map(|row| columns.iter().map(|c| cell(row, c)).collect()).collect();
     let width = |n: usize| cells.iter().map(|c| c[n].chars().count()).max().unwrap_or(0).max(columns[n].len());
     let widths: Vec<usize> = (0..columns.len()).map(width).collect();
     let line = |cells: &[String]| {
@@ -246,10 +295,14 @@ fn table(rows: &[Value], columns: &[&str]) -> String {
 }
 
 fn show(send: &SendArguments, kind: &str, field: &str, id: &str) -> Result<ExitCode, Failure> {
-    let mut rows = latest(send, kind)?;
+    show_one(latest(send, kind)?, field, id)
+}
+
+/// The rows with this id, whole.
+pub(super) fn show_one(mut rows: Vec<Value>, field: &str, id: &str) -> Result<ExitCode, Failure> {
     rows.retain(|row| row[field] == *id);
     if rows.is_empty() {
-        return Err(Failure::Invalid(format!("there is no {id} on the policies topic")));
+        return Err(Failure::Invalid(format!("there is no {id} on the topic")));
     }
     for row in rows {
         println!("{}", serde_json::to_string_pretty(&row).unwrap_or_default());

@@ -31,6 +31,8 @@ pub(super) struct Keys {
 pub(super) fn of(config: &Config) -> Result<Keys, Failure> {
     let ring = load::keyring(config);
     if let Some(id) = config.auth.sign_with.clone().or_else(|| config.auth.keys.first().map(|key| key.id.clone())) {
+        let mut ring = ring;
+        ring.sign_own_with(&id);
         return Ok(Keys { ring: Arc::new(ring), sign_with: id });
     }
     let secret = local(&config.paths.data)?;
@@ -46,6 +48,7 @@ fn keys_of(mut ring: Keyring, secret: &str) -> Keys {
     let name: String = Sha256::digest(secret.as_bytes()).iter().take(4).map(|b| format!("{b:02x}")).collect();
     let id = format!("local-{name}");
     ring.add(id.clone(), secret.as_bytes(), SYSTEM);
+    ring.sign_own_with(&id);
     Keys { ring: Arc::new(ring), sign_with: id }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::cli::Failure;
 use crate::cli::unmatched::Policies;
 use crate::config::{self, Config, micros};
+use crate::decide::breaker::Share;
 use crate::decide::commands::Keyring;
 use crate::decide::interventions::Acting;
 use crate::kafka::{ClientSettings, GroupProtocol, ShellConfig, Topics};
@@ -156,6 +157,7 @@ pub fn tuning(config: &Config) -> Tuning {
             cascade_depth: config.limits.cascade_depth,
             agents_kept: micros(config.limits.agent_retention),
         },
+        breaker: Share { percent: config.breaker.percent, runs: config.breaker.runs },
         telemetry: config.decoder(Arc::default()),
         inputs: InputNames {
             telemetry: config.topics.telemetry.as_str().into(),

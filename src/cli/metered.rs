@@ -119,6 +119,9 @@ impl Metered {
         m.duplicates.inc_by(step.counts.duplicates);
         m.rekeyed.inc_by(step.rekeyed.len() as u64);
         m.uncovered_events.inc_by(step.counts.uncovered);
+        for (kind, failed) in LESSONS.into_iter().zip(step.counts.lessons_failed) {
+            m.lessons_failed.get(kind).inc_by(failed);
+        }
         m.key_overflow_rows.inc_by(step.counts.overflow_rows);
         for (query, name) in self.names.iter().enumerate() {
             let of = |counts: &[u64]| counts.get(query).copied().unwrap_or(0);
@@ -169,6 +172,10 @@ impl Metered {
     }
 }
 
+/// In the order of [`crate::decide::lessons::LessonType`].
+const LESSONS: [labels::LessonType; 3] =
+    [labels::LessonType::Failure, labels::LessonType::NearThreshold, labels::LessonType::CriticalSuccess];
+
 fn count_decision(m: &Metrics, decision: &Decision) {
     match decision {
         Decision::Signal(s) => {
@@ -199,6 +206,10 @@ fn count_decision(m: &Metrics, decision: &Decision) {
         }
         Decision::Audit(a) => {
             m.audit.inc();
+            if a.kind == "breaker.tripped" {
+                m.breakers_tripped.inc();
+                tracing::warn!(tenant = a.tenant_id, policy = a.subject.id, "{}", a.reason);
+            }
             if a.kind == "key_overflow" {
                 tracing::warn!(tenant = a.tenant_id, live_keys = %a.after["live_keys"], "{}", a.reason);
             }
@@ -208,7 +219,12 @@ fn count_decision(m: &Metrics, decision: &Decision) {
             }
         }
         Decision::CommandResult(r) => count_answer(m, r),
-        Decision::Guardian(_) | Decision::Policy(_) => {}
+        Decision::Lesson(l) => {
+            if l.revision == 1 {
+                m.lessons.get(LESSONS[l.lesson_type as usize]).inc();
+            }
+        }
+        Decision::Command(_) | Decision::Guardian(_) | Decision::Policy(_) | Decision::Run(_) => {}
     }
 }
 

@@ -3,6 +3,8 @@
 //! Each subcommand is a file: it parses nothing (clap did), does its work through the other rooms, and gives an exit code:
 //! 0 done; 1 invalid input; 2 usage; 3 could not reach or write.
 
+mod acting;
+mod backfill;
 mod check;
 mod commanding;
 mod demo;
@@ -69,6 +71,16 @@ enum Command {
     Proposal(ProposalArguments),
     /// Overrides: a policy out of force for a tenant for some minutes
     Override(OverrideArguments),
+    /// Interventions: what executors are told, approving and reverting it
+    Intervention(acting::InterventionArguments),
+    /// The guardian: cancels tasks, moves capacity, overrides priorities
+    Guardian(acting::GuardianArguments),
+    /// Silences: alerts that nobody is told of, for a while
+    Silence(acting::SilenceArguments),
+    /// Lessons: what failures, near misses and successes teach
+    Lesson(acting::LessonArguments),
+    /// Makes the lessons that recorded telemetry teaches
+    Backfill(backfill::BackfillArguments),
     /// Why something was decided: events, SQL, window, policies considered; and decides it again
     Explain(ExplainArguments),
 }
@@ -482,6 +494,7 @@ fn duration(text: &str) -> Result<std::time::Duration, String> {
         "ms" => 1,
         "m" => 60_000,
         "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => return Err(format!("{text}: write a duration like 30s, 2m or 1h")),
     };
     let number: u64 = number.parse().map_err(|_| format!("{text}: write a duration like 30s, 2m or 1h"))?;
@@ -509,6 +522,11 @@ pub fn main() -> ExitCode {
         Command::Policy(a) => commanding::policy(&a),
         Command::Proposal(a) => commanding::proposal(&a),
         Command::Override(a) => commanding::overriding(&a),
+        Command::Intervention(a) => acting::intervention(&a),
+        Command::Guardian(a) => acting::guardian(&a),
+        Command::Silence(a) => acting::silence(&a),
+        Command::Lesson(a) => acting::lesson(&a),
+        Command::Backfill(a) => backfill::main(&a),
         Command::Explain(a) => explain::main(&a),
     };
     match result {

@@ -30,7 +30,7 @@ use crate::telemetry::Decoder;
 use crate::telemetry::files::Payload;
 
 use self::held::{Orders, Standing};
-use self::source::Recorded;
+pub(super) use self::source::Recorded;
 use self::summary::Summary;
 
 /// Records handed to the core at once.
@@ -71,7 +71,7 @@ pub(super) fn main(arguments: &SimulateArguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-struct Done {
+pub(super) struct Done {
     report: Report,
     /// Where record n came from: file or topic, partition, line or offset.
     places: Vec<(u32, i32, i64)>,
@@ -86,7 +86,25 @@ struct Done {
     orders: Vec<Standing>,
 }
 
-fn simulate(arguments: &SimulateArguments, recorded: &Recorded, policies: &Path, now: Wall) -> Result<Done, Failure> {
+impl Done {
+    /// Rows that could be decoded.
+    pub(super) fn decoded(&self) -> u64 {
+        self.report.counts.decoded
+    }
+
+    /// Everything that was decided.
+    pub(super) fn decisions(&self) -> &[Decision] {
+        &self.report.decisions
+    }
+}
+
+/// Runs the core over recorded telemetry under a set of policies.
+pub(super) fn simulate(
+    arguments: &SimulateArguments,
+    recorded: &Recorded,
+    policies: &Path,
+    now: Wall,
+) -> Result<Done, Failure> {
     let texts = load::Texts::read(&arguments.queries, policies, &arguments.prices)?;
     let loaded = load::build(&texts, load::defaults())?;
     let mut unmatched = load::in_force(&loaded.settings.snapshot);
@@ -215,7 +233,12 @@ fn write(out: &Path, done: &Done) -> Result<(), Failure> {
             // the life of an intervention is in its own file
             Decision::Audit(a) if a.kind.starts_with("intervention.") => continue,
             Decision::Audit(a) => ("shadow", serde_json::to_vec(&**a)),
-            Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => continue,
+            Decision::Lesson(l) => ("lessons", serde_json::to_vec(&**l)),
+            Decision::Command(_)
+            | Decision::CommandResult(_)
+            | Decision::Guardian(_)
+            | Decision::Policy(_)
+            | Decision::Run(_) => continue,
         };
         lines.entry(file).or_default().push(bytes.map_err(Failure::reach)?);
     }

@@ -115,7 +115,12 @@ fn said(report: &Report) -> Vec<(What, Value)> {
             Decision::Intervention(i) => (What::Interventions, serde_json::to_value(&**i)),
             Decision::Audit(a) if a.kind.starts_with("intervention.") => return None,
             Decision::Audit(a) => (What::Shadow, serde_json::to_value(&**a)),
-            Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => return None,
+            Decision::Lesson(l) => (What::Lessons, serde_json::to_value(&**l)),
+            Decision::Command(_)
+            | Decision::CommandResult(_)
+            | Decision::Guardian(_)
+            | Decision::Policy(_)
+            | Decision::Run(_) => return None,
         };
         Some((what, value.unwrap_or_default()))
     };
@@ -197,6 +202,7 @@ fn told(what: What, given: &Value) -> String {
         What::Alerts => &["status", "severity", "title", "last_seen"],
         What::Interventions => &["type", "state", "target", "policy_id", "created_at", "reason"],
         What::Shadow => &["kind", "subject", "after", "reason"],
+        What::Lessons => &["lesson_type", "severity", "title", "detected_pattern"],
         What::DeadLetters => &["reason", "message", "tenant_id"],
     };
     let known = fields.iter().filter_map(|f| Some(((*f).to_owned(), given.get(*f).filter(|v| !v.is_null())?.clone())));

@@ -12,14 +12,14 @@ use crate::telemetry::Origin;
 use crate::telemetry::files::{FileRecord, Files, Payload, event_time};
 
 /// Recorded telemetry.
-pub(super) enum Recorded {
+pub(in crate::cli) enum Recorded {
     Files(Vec<PathBuf>),
     Topic(History),
 }
 
 impl Recorded {
     /// As the arguments say.
-    pub(super) fn of(arguments: &SimulateArguments) -> Result<Self, Failure> {
+    pub(in crate::cli) fn of(arguments: &SimulateArguments) -> Result<Self, Failure> {
         if !arguments.from_topic {
             return Ok(Self::Files(arguments.telemetry.clone()));
         }
@@ -30,7 +30,7 @@ impl Recorded {
     }
 
     /// For messages.
-    pub(super) fn name(&self) -> String {
+    pub(in crate::cli) fn name(&self) -> String {
         match self {
             Self::Files(paths) => paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
             Self::Topic(history) => format!("topic {}", history.topic()),

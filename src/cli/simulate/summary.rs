@@ -30,6 +30,8 @@ pub(super) struct Summary {
     pub shadow: BTreeMap<String, u64>,
     /// Alert records, by status.
     pub alerts: BTreeMap<String, u64>,
+    /// Lessons, by type.
+    pub lessons: BTreeMap<String, u64>,
     /// Events that no policy covers.
     pub uncovered_events: u64,
     /// Policies in force that no event met; `tenant/id` where not for all tenants.
@@ -99,7 +101,12 @@ impl Summary {
                     }
                     ("shadow", a.after.get("would").and_then(Value::as_str).unwrap_or(&a.kind).to_owned())
                 }
-                Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => continue,
+                Decision::Lesson(l) => ("lessons", l.lesson_type.as_str().to_owned()),
+                Decision::Command(_)
+                | Decision::CommandResult(_)
+                | Decision::Guardian(_)
+                | Decision::Policy(_)
+                | Decision::Run(_) => continue,
             };
             *counts.entry(file).or_default().entry(kind).or_default() += 1;
         }
@@ -142,6 +149,7 @@ impl Summary {
             interventions: take("interventions"),
             shadow: take("shadow"),
             alerts: take("alerts"),
+            lessons: take("lessons"),
             uncovered_events: report.counts.uncovered,
             unmatched_policies: done.unmatched.iter().map(name).collect(),
             policies,

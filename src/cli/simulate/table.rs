@@ -34,6 +34,7 @@ pub(super) fn of(summary: &Summary) -> String {
     line("alerts", counts(&summary.alerts));
     line("interventions", counts(&summary.interventions));
     line("shadow", counts(&summary.shadow));
+    line("lessons", counts(&summary.lessons));
     line("runs held", summary.held_runs.to_string());
     line("held back", usage(&summary.held_back));
     line("shadow, held back", usage(&summary.shadow_held_back));
