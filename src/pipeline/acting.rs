@@ -41,6 +41,8 @@ const KINDS: [(&str, &str); 12] = [
 ];
 /// Seconds between the restarts of a team's agents, unless the parameters say so.
 const STAGGER: i64 = 30;
+/// Largest parameters that a command brings, in bytes.
+const MAX_PARAMETERS: usize = 8 << 10;
 /// Most agents listed in the schedule of a team's restart.
 const MAX_TEAM: usize = 1_000;
 
@@ -359,6 +361,9 @@ impl Partition {
 
     /// What the seed's guardian checks before it acts (I3).
     fn validate(&self, tenant: &str, kind: &str, target: &Subject, parameters: &Value) -> Result<(), Refusal> {
+        if parameters.to_string().len() > MAX_PARAMETERS {
+            return Err(Refusal::new("parameters", format!("parameters are larger than {MAX_PARAMETERS} bytes")));
+        }
         if target.id.is_empty() || target.id.len() > 512 {
             return Err(Refusal::new("target", "the id of a target has 1 to 512 bytes"));
         }

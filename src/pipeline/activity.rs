@@ -25,6 +25,9 @@ pub(super) struct Active {
     /// Of the previous minute's those that have not sent anything in this one.
     #[serde(skip)]
     carried: usize,
+    /// It changed since the last checkpoint.
+    #[serde(skip)]
+    dirty: bool,
 }
 
 impl Active {
@@ -51,7 +54,7 @@ impl Active {
 #[derive(Debug, Default)]
 pub(super) struct Activity {
     tenants: HashMap<Box<str>, Active, FxBuildHasher>,
-    dirty: BTreeSet<Box<str>>,
+    gone: BTreeSet<Box<str>>,
 }
 
 impl Activity {
@@ -61,26 +64,29 @@ impl Activity {
         run.hash(&mut hasher);
         let hash = hasher.finish();
         let active = self.tenants.entry_ref(tenant).or_default();
-        if !self.dirty.contains(tenant) {
-            self.dirty.insert(tenant.into());
-        }
+        active.dirty = true;
         active.take((hash ^ (hash >> 32)) as u32, time)
     }
 
     /// Nobody asks any more.
     pub(super) fn clear(&mut self) {
-        self.dirty.extend(self.tenants.drain().map(|(tenant, _)| tenant));
+        self.gone.extend(self.tenants.drain().map(|(tenant, _)| tenant));
     }
 
     /// What changed since the last call; `None`: gone.
     pub(super) fn take_changes(&mut self) -> Vec<(Box<str>, Option<&Active>)> {
-        let dirty = std::mem::take(&mut self.dirty);
-        dirty.into_iter().map(|tenant| (tenant.clone(), self.tenants.get(&tenant))).collect()
+        let mut changed: BTreeSet<Box<str>> = std::mem::take(&mut self.gone);
+        for (tenant, active) in &mut self.tenants {
+            if std::mem::take(&mut active.dirty) {
+                changed.insert(tenant.clone());
+            }
+        }
+        changed.into_iter().map(|tenant| (tenant.clone(), self.tenants.get(&tenant))).collect()
     }
 
     /// Makes the next [`Self::take_changes`] a full one.
     pub(super) fn mark_all_dirty(&mut self) {
-        self.dirty.extend(self.tenants.keys().cloned());
+        self.tenants.values_mut().for_each(|active| active.dirty = true);
     }
 
     /// Takes one back.

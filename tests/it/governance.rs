@@ -492,3 +492,36 @@ fn the_record_of_the_terms_in_force_is_refused_when_it_was_changed() {
     let snapshot: Value = serde_json::from_str(&text).unwrap();
     assert!(Snapshot::from_json(&snapshot["snapshot"].to_string()).is_ok());
 }
+
+#[test]
+fn a_silence_mutes_the_notice_of_a_tenant_and_not_the_intervention_and_ends_by_itself() {
+    let stop = "{id: run, name: Run, enforcement_mode: BLOCK, limits: [{id: tokens, limit_type: T, metric: run_tokens, max: 100}]}";
+    let mut cluster = Cluster::under(3, stop);
+    let matchers = json!([{"name": "run", "operator": "=~", "value": "noisy.*"}]);
+    let ends = (DAY + 100) * 1_000;
+    let body = |comment: &str| json!({"tenant": "acme", "matchers": matchers, "ends_at": ends, "comment": comment});
+    let refused = cluster.ask(1, "silence.create", body(""));
+    assert_eq!(refused["code"], "comment");
+    let everything = json!({"tenant": "acme", "matchers": [], "ends_at": ends, "comment": "x"});
+    assert_eq!(cluster.ask(1, "silence.create", everything)["code"], "matchers");
+    let made = cluster.ask(2, "silence.create", body("migration"));
+    assert_eq!(made["status"], "ACCEPTED", "{made}");
+    let told = |cluster: &mut Cluster, at, run: &str, tokens| {
+        let before = cluster.said.len();
+        cluster.tokens(at, run, tokens);
+        let said = &cluster.said[before..];
+        (on(said, Topic::Alerts), on(said, Topic::Interventions))
+    };
+    let (alerts, ordered) = told(&mut cluster, 3, "noisy-1", 200);
+    assert_eq!(alerts[0]["silenced_by"], json!([made["result"]["silence_id"]]), "{alerts:?}");
+    assert_eq!((ordered.len(), &ordered[0]["state"]), (1, &json!("ISSUED")), "it is stopped all the same");
+    let (alerts, _) = told(&mut cluster, 4, "quiet-1", 200);
+    assert_eq!(alerts[0]["silenced_by"], json!([]));
+    // its time is over: the owner of `*` says so, and the alert that is still open is told
+    cluster.ask(101, "policy.delete", json!({"policy_id": "nobody"}));
+    let record = cluster.said.iter().rev().find(|r| r.key.starts_with(b"acme/silence/")).unwrap();
+    let record: Value = serde_json::from_slice(record.payload.as_deref().unwrap()).unwrap();
+    assert_eq!((&record["status"], &record["revision"]), (&json!("EXPIRED"), &json!(2)));
+    let (alerts, _) = told(&mut cluster, 102, "other", 1);
+    assert!(alerts.iter().any(|a| a["runs"] == json!(["noisy-1"]) && a["silenced_by"] == json!([])), "{alerts:?}");
+}
