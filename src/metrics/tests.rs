@@ -95,6 +95,7 @@ fn labels_are_only_the_closed_ones() {
         "input",
         "topic",
         "reason",
+        "lesson_type",
         "kind",
         "mode",
         "type",
