@@ -222,7 +222,7 @@ impl Partition {
     }
 
     /// A marker that is late for its window still ends its run.
-    pub(super) fn end_late(&mut self, batch: &Batch, row: usize, step: &mut Step) {
+    pub(super) fn end_late(&mut self, batch: &Batch, row: usize, around: &Around, step: &mut Step) {
         let rows = Rows::new(&batch.rows);
         let text = |column: usize| intake::get(rows.text(column), row);
         let status = match text(col::EVENT_TYPE) {
@@ -231,9 +231,12 @@ impl Partition {
             _ => return,
         };
         let (Some(tenant), Some(id)) = (text(col::TENANT_ID), text(col::RUN_ID)) else { return };
-        let Some(run) = self.runs.get(tenant, id) else { return };
+        let at = u32::try_from(row).unwrap_or(u32::MAX);
+        let run = around.run_as_of(at, tenant, id).or_else(|| self.runs.get(tenant, id));
+        let Some(run) = run else { return };
+        // its beginning is as unknown as its figures: later rows of the batch may have told of an earlier one
         let time = rows.time.value(row);
-        let mut summary = summary(tenant, id, run, status, (run.first.min(time), time));
+        let mut summary = summary(tenant, id, run, status, (time, time));
         summary.complete = false;
         summary.is_synthetic = batch.rows.column(col::IS_SYNTHETIC).as_boolean().values().value(row);
         step.decisions.push(Decision::Run(Box::new(summary)));

@@ -562,7 +562,7 @@ impl Partition {
                     *count += 1;
                 }
             }
-            self.end_late(&batch, late.row as usize, step);
+            self.end_late(&batch, late.row as usize, &around, step);
             if late.everywhere {
                 step.dead.push(late_letter(&batch, late.row as usize));
             }
