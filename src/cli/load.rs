@@ -9,6 +9,9 @@ use crate::cli::unmatched::Policies;
 use crate::config::{self, Config, micros};
 use crate::decide::commands::Keyring;
 use crate::decide::interventions::Acting;
+use crate::decide::level::{self, Leveling};
+use crate::decide::records::LevelThresholds;
+use crate::decide::respond::Responding;
 use crate::kafka::{ClientSettings, GroupProtocol, ShellConfig, Topics};
 use crate::pipeline::terms;
 pub use crate::pipeline::terms::{Loaded, Text, Texts, Tuning};
@@ -34,6 +37,11 @@ impl Texts {
             metrics: directory(&queries.join("metrics"), &["sql"])?,
             thresholds: file(&queries.join("decide/thresholds.sql"))?,
             correlation: file(&queries.join("decide/correlation.sql"))?,
+            // a folder of queries from before this one has none
+            level: match queries.join("decide/level.sql") {
+                path if path.exists() => file(&path)?,
+                path => (path.display().to_string(), level::SHIPPED.to_owned()),
+            },
             policies: Vec::new(),
             prices: if prices.exists() { Some(file(prices)?) } else { None },
         })
@@ -49,6 +57,7 @@ impl Texts {
                 "queries/decide/correlation.sql",
                 include_str!("../../queries/decide/correlation.sql"),
             )),
+            level: owned(&("queries/decide/level.sql", level::SHIPPED)),
             policies: crate::demo::policies::FILES.iter().map(owned).collect(),
             prices: Some(owned(&("config/prices.toml", include_str!("../../config/prices.toml")))),
         }
@@ -164,7 +173,31 @@ pub fn tuning(config: &Config) -> Tuning {
             commands: config.topics.commands.as_str().into(),
         },
         source: format!("urn:runwarden:{}", config.kafka.group),
+        leveling: leveling(&config.level),
+        responding: Responding {
+            auto_apply: config.respond.auto_apply,
+            max_responses: config.respond.max_responses,
+            max_unlocks: config.respond.max_unlocks,
+            actions: config.respond.actions.iter().map(|a| (a.name.clone(), a.level)).collect(),
+        },
         keys: Arc::new(keyring(config)),
+        sign_with: None,
+    }
+}
+
+/// `[level]`, as decisions depend on it.
+fn leveling(level: &config::Level) -> Leveling {
+    Leveling {
+        thresholds: LevelThresholds {
+            red_integrity: level.red_integrity.as_f64(),
+            red_consensus: level.red_consensus.as_f64(),
+            red_responses: level.red_responses.into(),
+            yellow_integrity: level.yellow_integrity.as_f64(),
+            yellow_consensus: level.yellow_consensus.as_f64(),
+            yellow_reputation: level.yellow_reputation.as_f64(),
+            yellow_responses: level.yellow_responses.into(),
+        },
+        max_age: micros(level.max_age),
     }
 }
 

@@ -209,6 +209,7 @@ fn count_decision(m: &Metrics, decision: &Decision) {
         }
         Decision::CommandResult(r) => count_answer(m, r),
         Decision::Guardian(_) | Decision::Policy(_) => {}
+        Decision::Level(_) | Decision::Response(_) | Decision::Command(_) => {}
     }
 }
 

@@ -42,7 +42,11 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     }
     let texts = load::texts(&config)?;
     let keys = Arc::new(keys::of(&config)?);
-    let tuning = Tuning { keys: Arc::clone(&keys.ring), ..load::tuning(&config) };
+    let tuning = Tuning {
+        keys: Arc::clone(&keys.ring),
+        sign_with: Some(keys.sign_with.clone()),
+        ..load::tuning(&config)
+    };
     let mut loaded = load::build(&texts, tuning.clone())?;
     for finding in &loaded.findings {
         match finding.severity {

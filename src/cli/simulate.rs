@@ -216,6 +216,7 @@ fn write(out: &Path, done: &Done) -> Result<(), Failure> {
             Decision::Audit(a) if a.kind.starts_with("intervention.") => continue,
             Decision::Audit(a) => ("shadow", serde_json::to_vec(&**a)),
             Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => continue,
+            Decision::Level(_) | Decision::Response(_) | Decision::Command(_) => continue,
         };
         lines.entry(file).or_default().push(bytes.map_err(Failure::reach)?);
     }

@@ -116,6 +116,7 @@ fn said(report: &Report) -> Vec<(What, Value)> {
             Decision::Audit(a) if a.kind.starts_with("intervention.") => return None,
             Decision::Audit(a) => (What::Shadow, serde_json::to_value(&**a)),
             Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => return None,
+            Decision::Level(_) | Decision::Response(_) | Decision::Command(_) => return None,
         };
         Some((what, value.unwrap_or_default()))
     };

@@ -9,6 +9,7 @@
 mod acting;
 mod fault;
 mod later;
+mod level;
 mod reader;
 mod secret;
 
@@ -23,6 +24,7 @@ use toml::de::DeTable;
 
 pub use self::acting::{Alerts, Interventions};
 pub use self::fault::Fault;
+pub use self::level::{Action, ActionKind, Level, Percent, Respond};
 use self::reader::{Reader, Section};
 pub use self::secret::Secret;
 use crate::telemetry::redact::{FORBIDDEN, Redactor};
@@ -58,6 +60,10 @@ pub struct Config {
     pub alerts: Alerts,
     /// How long interventions may take.
     pub interventions: Interventions,
+    /// When a tenant stands GREEN, YELLOW or RED.
+    pub level: Level,
+    /// What is done about it.
+    pub respond: Respond,
     /// Bounds.
     pub limits: Limits,
     /// Logs.
@@ -372,6 +378,8 @@ impl Config {
             auth: r.section(root, "auth", auth),
             alerts: r.section(root, "alerts", acting::alerts),
             interventions: r.section(root, "interventions", acting::interventions),
+            level: r.section(root, "level", level::level),
+            respond: r.section(root, "respond", level::respond),
             limits: r.section(root, "limits", limits),
             log: r.section(root, "log", log),
         };

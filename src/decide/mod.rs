@@ -10,8 +10,11 @@ pub mod correlation;
 pub mod entities;
 pub mod id;
 pub mod interventions;
+pub mod level;
 pub mod levels;
+pub mod overall;
 pub mod records;
+pub mod respond;
 pub mod signals;
 pub mod sql;
 

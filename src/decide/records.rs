@@ -3,11 +3,15 @@
 //! Field names are the JSON names. Times are µs inside and RFC 3339 with six decimals outside; money and every other limited
 //! quantity is an exact [`Amount`] and a JSON number outside.
 
+mod level;
+
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::level::{Level, LevelInputs, LevelThresholds, PolicyLevel, ResponseOutcome, ResponsePlan};
 use crate::clock::Micros;
+use crate::decide::commands::Command;
 use crate::decide::id::time;
 use crate::policy::Amount;
 
@@ -550,4 +554,10 @@ pub enum Decision {
     CommandResult(Box<CommandResult>),
     /// On `runwarden.policies`.
     Policy(Box<PolicyRecord>),
+    /// On `runwarden.policy-level`.
+    Level(Box<PolicyLevel>),
+    /// On `runwarden.policy-level`, under the key `*/response`.
+    Response(Box<ResponsePlan>),
+    /// On `runwarden.commands`: of one partition to the owner of another; signed when it goes out.
+    Command(Box<Command>),
 }

@@ -54,11 +54,12 @@ pub enum Topic {
     Live,
     DeadLetter,
     Repartition,
+    Commands,
 }
 
 impl Topic {
     /// All topics a core writes; `Topic as usize` is the position here.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Signals,
         Self::Alerts,
         Self::Interventions,
@@ -72,6 +73,7 @@ impl Topic {
         Self::Live,
         Self::DeadLetter,
         Self::Repartition,
+        Self::Commands,
     ];
 
     /// The key under `[topics]` in the configuration; also the metric label.
@@ -90,6 +92,7 @@ impl Topic {
             Self::Live => "live",
             Self::DeadLetter => "dead-letter",
             Self::Repartition => "repartition",
+            Self::Commands => "commands",
         }
     }
 }

@@ -388,4 +388,4 @@ fn failure(failed: Failed) -> Failure {
 }
 
 /// The topics a core can name exist as outputs.
-const _: () = assert!(Topic::ALL.len() == 13);
+const _: () = assert!(Topic::ALL.len() == 14);

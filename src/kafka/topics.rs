@@ -132,6 +132,7 @@ impl Topics {
             Topic::Live => &self.live,
             Topic::DeadLetter => &self.dead_letter,
             Topic::Repartition => &self.repartition,
+            Topic::Commands => &self.commands,
         }
     }
 

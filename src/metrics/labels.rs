@@ -45,6 +45,7 @@ labels! {
         Signals "signals", Alerts "alerts", Interventions "interventions", Runs "runs", Lessons "lessons",
         Policies "policies", PolicyLevel "policy-level", Evaluations "evaluations", Audit "audit",
         CommandResults "command-results", Live "live", DeadLetter "dead-letter", Repartition "repartition",
+        Commands "commands",
     }
     /// Why a record went to the dead-letter topic.
     DeadLetterReason "reason" {

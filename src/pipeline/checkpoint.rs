@@ -14,6 +14,7 @@ use crate::decide::entities::Entity;
 use crate::decide::id::part;
 use crate::decide::interventions::stopped::Stopped;
 use crate::decide::interventions::{Live, Slot};
+use crate::decide::level::TenantLevel;
 use crate::decide::levels::{Line, Up};
 use crate::kafka::core::{CoreError, StateChange};
 use crate::pipeline::clocks::Clock;
@@ -44,6 +45,11 @@ pub(super) const REGISTER: u8 = b'G';
 pub(super) const SILENCES: u8 = b'Q';
 /// The answers to commands, by key and id.
 pub(super) const ANSWERS: u8 = b'K';
+
+/// How each tenant stands.
+pub(super) const TENANT_LEVELS: u8 = b'V';
+/// How all stand, and what is done about it: of the owner of `*` only.
+pub(super) const OVERALL: u8 = b'Y';
 
 fn key(tag: u8, parts: &[&str]) -> Vec<u8> {
     let mut key = vec![tag];
@@ -173,6 +179,19 @@ impl Partition {
         for ((tenant, id), answer) in self.writer.take_answers() {
             out.put(key(ANSWERS, &[&tenant, &id]), answer);
         }
+        for (tenant, level) in self.tenant_levels.take_changes() {
+            out.put(key(TENANT_LEVELS, &[&tenant]), Some(&(&tenant, level)));
+        }
+        for (tenant, kept) in self.overall.take_changes() {
+            out.put(key(OVERALL, &["*", "tenant", &tenant]), Some(&("tenant", kept)));
+        }
+        if std::mem::take(&mut self.overall.last_dirty) {
+            let last = self.overall.last.as_ref().map(|last| ("level", last));
+            out.put(key(OVERALL, &["*", "level"]), last.as_ref());
+        }
+        if std::mem::take(&mut self.responses_dirty) {
+            out.put(key(OVERALL, &["*", "responses"]), Some(&("responses", &self.responses)));
+        }
         if self.silences_dirty {
             out.put(key(SILENCES, &["in-force"]), Some(&*self.silences));
             self.silences_dirty = false;
@@ -192,6 +211,9 @@ impl Partition {
         self.runs.mark_all_dirty();
         self.clocks.mark_all_dirty();
         self.writer.mark_all_dirty();
+        self.tenant_levels.mark_all_dirty();
+        self.overall.mark_all_dirty();
+        self.responses_dirty = true;
         self.silences_dirty = true;
         let ids = self.limits.snapshots().map(|s| Arc::clone(s.id())).collect::<Vec<_>>();
         self.dirty_snapshots.extend(ids);
@@ -255,6 +277,22 @@ impl Partition {
             }
             SILENCES => {
                 self.silences = Arc::new(from_json(value)?);
+                Ok(())
+            }
+            TENANT_LEVELS => {
+                let (tenant, level): (String, TenantLevel) = from_json(value)?;
+                self.tenant_levels.restore(&tenant, level);
+                Ok(())
+            }
+            OVERALL => {
+                let (what, part): (String, serde_json::Value) = from_json(value)?;
+                let wrong = |e: serde_json::Error| refuse(e.to_string());
+                match what.as_str() {
+                    "tenant" => self.overall.restore(serde_json::from_value(part).map_err(wrong)?),
+                    "level" => self.overall.last = Some(serde_json::from_value(part).map_err(wrong)?),
+                    "responses" => self.responses = serde_json::from_value(part).map_err(wrong)?,
+                    other => return Err(refuse(format!("{other} is no part of the level of all"))),
+                }
                 Ok(())
             }
             META => {

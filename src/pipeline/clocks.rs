@@ -82,6 +82,15 @@ impl Clocks {
         idle
     }
 
+    /// Wall time at which the tenant's clock, while it is silent, will have idled to `at`. `None`: the consumer is not at the end.
+    pub fn idles_to(&self, tenant: &str, at: Micros, timeout: Micros, end: &EndClock) -> Option<Micros> {
+        let clock = self.tenants.get(tenant)?;
+        let silent = at.saturating_sub(clock.highest).max(timeout);
+        let more = clock.heard.saturating_add(silent).saturating_sub(end.elapsed);
+        // silent tenants are looked at once a second
+        end.since.map(|since| since.saturating_add(more.max(SECOND)))
+    }
+
     /// Every tenant, in order.
     pub fn tenants(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.tenants.keys().map(|t| &**t).collect();

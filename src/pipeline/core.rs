@@ -1,6 +1,7 @@
 //! A [`Partition`] as the shell sees it: steps in, records and a digest out.
 
 use crate::clock::Wall;
+use crate::decide::commands::Command;
 use crate::decide::records::{Decision, Kind};
 use crate::kafka::core::{Core, CoreError, OutRecord, StateChange, StepInput, StepOutput, Topic};
 use crate::pipeline::encode::{self, Digest, Head};
@@ -50,6 +51,13 @@ impl Partition {
             out.bytes += record.key.len() + record.payload.as_ref().map_or(0, Vec::len);
         }
         out.digest = digest.finish();
+        // a key may change, what is decided does not: the digest is over commands without their signatures
+        let tuning = &self.settings.tuning;
+        for record in out.records.iter_mut().filter(|record| record.topic == Topic::Commands) {
+            let command = record.payload.as_deref().and_then(|bytes| serde_json::from_slice::<Command>(bytes).ok());
+            let signed = command.zip(tuning.sign_with.as_deref()).and_then(|(command, key)| tuning.keys.sign(command, key));
+            record.payload = signed.or_else(|| record.payload.take());
+        }
         Ok(out)
     }
 }

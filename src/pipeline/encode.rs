@@ -63,8 +63,26 @@ pub fn record(decision: &Decision, now: Wall, source: &str) -> Result<OutRecord,
                 headers: head.headers(source),
             })
         }
+        Decision::Level(l) => {
+            let key = part(&l.tenant_id);
+            let id = format!("{key}/level/{}", l.revision);
+            let kind = format!("runwarden.level.{}", l.policy.as_str().to_lowercase());
+            event(Topic::PolicyLevel, &key, source, &Head { id, kind, time: l.evaluated_at, subject: &l.tenant_id }, &**l)
+        }
+        Decision::Response(r) => {
+            let id = format!("{}/{}", r.response_id, r.revision);
+            let head = Head { id, kind: "runwarden.response.planned".into(), time: now.0, subject: &r.response_id };
+            event(Topic::PolicyLevel, RESPONSE_KEY, source, &head, &**r)
+        }
+        Decision::Command(c) => {
+            let head = Head { id: c.command_id.clone(), kind: "runwarden.command".into(), time: now.0, subject: &c.kind };
+            event(Topic::Commands, "*", source, &head, &**c)
+        }
     }
 }
+
+/// Key under which the policy-level topic keeps the latest response: no tenant has it, since theirs are percent-encoded.
+pub const RESPONSE_KEY: &str = "*/response";
 
 /// What a CloudEvent says of itself.
 pub struct Head<'a> {

@@ -12,6 +12,7 @@ use datafusion::arrow::array::{Array, AsArray, RecordBatch};
 use crate::clock::Micros;
 use crate::decide::correlation::Member;
 use crate::decide::id;
+use crate::decide::level::Looked;
 use crate::decide::records::{Severity, Subject};
 use crate::pipeline::intake;
 use crate::pipeline::limits::LimitSets;
@@ -34,6 +35,8 @@ pub enum What {
     Alert(Box<Member>),
     /// An external alert is cleared.
     Cleared(String),
+    /// How the tenant stands is news.
+    Level(Box<Looked>),
 }
 
 /// Something that a row says.

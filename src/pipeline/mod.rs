@@ -14,6 +14,7 @@ mod entries;
 pub mod happenings;
 pub mod intake;
 pub mod judge;
+mod leveling;
 pub mod limits;
 pub mod overflow;
 pub mod partition;

@@ -16,8 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::clock::{Micros, Wall};
 use crate::decide::correlation::{Correlation, View};
 use crate::decide::interventions::{Acting, Interventions};
+use crate::decide::level;
 use crate::decide::levels::Levels;
+use crate::decide::overall::Overall;
 use crate::decide::records::Decision;
+use crate::decide::respond::Responses;
 use crate::decide::sql::Prepared;
 use crate::kafka::core::{CoreError, Input, InputBatch, OutRecord, StepInput};
 use crate::pipeline::clocks::{Clocks, EndClock};
@@ -26,6 +29,7 @@ use crate::pipeline::entries::Entries;
 use crate::pipeline::happenings::{self, Happening, What};
 use crate::pipeline::intake::{self, InputNames, Own, Rows};
 use crate::pipeline::judge::{self, MetricPlan};
+use crate::pipeline::leveling;
 use crate::pipeline::limits::{LimitSets, MetricInfo};
 use crate::pipeline::runs::{Bound, RunTable, Seen};
 use crate::pipeline::terms::Tuning;
@@ -47,6 +51,8 @@ pub struct Settings {
     pub metrics: Vec<Arc<Metric>>,
     /// Text of `queries/decide/thresholds.sql`.
     pub thresholds: String,
+    /// Text of `queries/decide/level.sql`.
+    pub level: String,
     /// `queries/decide/correlation.sql`, compiled.
     pub correlation: Arc<Query>,
     /// The policies that should be in force.
@@ -164,6 +170,11 @@ pub struct Partition {
     pub(super) correlation: Correlation,
     pub(super) interventions: Interventions,
     pub(super) standing: Standing,
+    /// How each tenant stands, and, at the owner of `*`, how all do and what is done about it.
+    pub(super) tenant_levels: level::Levels,
+    pub(super) overall: Overall,
+    pub(super) responses: Responses,
+    pub(super) responses_dirty: bool,
     pub(super) runs: RunTable,
     pub(super) clocks: Clocks,
     pub(super) meta: Meta,
@@ -243,6 +254,8 @@ impl Partition {
             judge::prepare(&settings.thresholds).map_err(|e| core_error("cannot prepare the thresholds")(&e))?;
         let correlation = Correlation::new(Arc::clone(&settings.correlation))
             .map_err(|e| core_error("cannot set up the correlation")(&e))?;
+        let tenant_levels = level::Levels::new(settings.tuning.leveling, &settings.level)
+            .map_err(|e| core_error("cannot prepare the policy level")(&e))?;
         let key_sets = (0..plans.len()).map(|q| engine.key_set(q)).collect();
         let snapshot = Arc::clone(&settings.snapshot);
         Ok(Self {
@@ -254,6 +267,10 @@ impl Partition {
             correlation,
             interventions: Interventions::new(settings.acting, !settings.event_clock),
             standing: Standing::new(&snapshot, plans.iter().map(|p| p.name.clone())),
+            tenant_levels,
+            overall: Overall::default(),
+            responses: Responses::default(),
+            responses_dirty: false,
             runs: RunTable::new(run_retention(&settings), settings.stream.max_live_keys.saturating_mul(2)),
             clocks: Clocks::default(),
             meta: Meta { snapshot: snapshot.id().to_string(), ..Meta::default() },
@@ -371,6 +388,7 @@ impl Partition {
             let watermark = clock.saturating_sub(self.settings.stream.lateness);
             self.dedup.expire(tenant, watermark);
             self.runs.expire(tenant, *clock);
+            self.age_level(tenant, *clock, now, &mut step, &mut entries);
             for (tenant, run) in self.runs.take_denied() {
                 self.interventions.admit(&tenant, &run);
             }
@@ -432,10 +450,11 @@ impl Partition {
         let mute =
             self.correlation.next_mute(&self.silences, Wall(self.meta.now)).filter(|_| !self.settings.event_clock);
         let due = self.interventions.next_due();
+        let level = self.next_ageing().filter(|_| !self.settings.event_clock);
         let terms = self.writer.next_end().filter(|_| !self.settings.event_clock);
         // another snapshot waits for a step
         let adopt = self.adopt_revision.map(|_| self.meta.now);
-        tick.into_iter().chain(terms).chain(mute).chain(due).chain(adopt).min().map(Wall)
+        tick.into_iter().chain(terms).chain(level).chain(mute).chain(due).chain(adopt).min().map(Wall)
     }
 
     fn adopt_snapshot(&mut self, now: Wall, step: &mut Step, entries: &mut Entries) {
@@ -582,6 +601,16 @@ impl Partition {
             }
             let event_type = intake::get(types, row).unwrap_or_default();
             let at = u32::try_from(row).unwrap_or(u32::MAX);
+            let sample = (event_type == "governance.sample").then(|| leveling::sample(&batch.rows, row)).flatten();
+            if sample.is_some() || self.tenant_levels.is_due(tenant, clock) {
+                let now = around.row_now.get(row).map_or(now, |at| Wall(*at));
+                let locks = sample.as_ref().is_some_and(|sample| sample.trust_locked == Some(true));
+                let looked = self.tenant_levels.look(tenant, sample.map(|sample| (sample, time)), clock, now);
+                around.happenings.extend(looked.filter(|looked| looked.changed || locks).map(|looked| {
+                    let what = What::Level(Box::new(looked));
+                    Happening { row: at, tenant: tenant.into(), run: "".into(), time, what }
+                }));
+            }
             let alert = happenings::may_alert(event_type)
                 .then(|| happenings::alert(&batch.rows, row, time, self.settings.alerting.external_timeout))
                 .flatten();

@@ -211,6 +211,7 @@ listen = \"127.0.0.1:0\"
             Decision::Guardian(g) => Said::new("intervention", g.payload.clone()),
             Decision::Audit(a) => Said::new("audit", serde_json::to_value(&**a).unwrap()),
             Decision::CommandResult(_) | Decision::Policy(_) => panic!("nobody sent a command"),
+            Decision::Level(_) | Decision::Response(_) | Decision::Command(_) => panic!("there are no samples"),
         };
         report.decisions.iter().map(said).collect()
     }

@@ -312,6 +312,7 @@ fn expected(report: &Report) -> Vec<String> {
         Decision::Audit(a) => ("audit", serde_json::to_value(&**a).unwrap()),
         Decision::CommandResult(r) => ("result", serde_json::to_value(&**r).unwrap()),
         Decision::Policy(p) => ("policy", serde_json::from_str(p.record.as_deref().unwrap()).unwrap()),
+        Decision::Level(_) | Decision::Response(_) | Decision::Command(_) => panic!("there are no samples"),
     }))
 }
 

@@ -100,6 +100,7 @@ impl Summary {
                     ("shadow", a.after.get("would").and_then(Value::as_str).unwrap_or(&a.kind).to_owned())
                 }
                 Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => continue,
+                Decision::Level(_) | Decision::Response(_) | Decision::Command(_) => continue,
             };
             *counts.entry(file).or_default().entry(kind).or_default() += 1;
         }

@@ -145,6 +145,9 @@ impl Partition {
                     }
                     entries.push(Entry::Member(member));
                 }
+                What::Level(looked) => {
+                    self.tell_level(*looked, around.clock_at(row, time), now, step, entries);
+                }
                 What::Cleared(cause) => {
                     let clock = around.clock_at(row, time);
                     entries.push(Entry::Down { tenant: tenant.into(), cause, clock });

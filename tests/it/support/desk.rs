@@ -46,7 +46,7 @@ pub fn acts(said: &[Said]) -> Vec<String> {
 pub fn tuning() -> Tuning {
     let mut keys = Keyring::default();
     keys.add("k", b"a key that both sides know", 5);
-    Tuning { keys: Arc::new(keys), ..load::defaults() }
+    Tuning { keys: Arc::new(keys), sign_with: Some("k".into()), ..load::defaults() }
 }
 
 pub struct Desk {

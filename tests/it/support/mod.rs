@@ -98,6 +98,7 @@ pub fn essence(decision: &Decision) -> Option<String> {
         )),
         Decision::Audit(a) => Some(format!("audit {} {} {}", a.audit_id, a.kind, a.reason)),
         Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => None,
+        Decision::Level(_) | Decision::Response(_) | Decision::Command(_) => None,
     }
 }
 
