@@ -11,14 +11,16 @@ use serde_json::{Value, json};
 
 use crate::cli::{
     Failure, OverrideAction, OverrideArguments, PolicyAction, PolicyArguments, ProposalAction, ProposalArguments,
-    SendArguments, keys, load,
+    RespondAction, RespondArguments, SendArguments, keys, load,
 };
 use crate::clock::Wall;
 use crate::config::Config;
-use crate::decide::commands::{Command, authority_name};
+use crate::decide::commands::{Command, SYSTEM, authority_name};
 use crate::kafka::follow::Follower;
 use crate::kafka::produce::Producer;
 use crate::kafka::reader::read_topic;
+use crate::serve::level::FileSystem;
+use crate::serve::respond;
 
 /// How long one look for the answer may take.
 const LOOK: Duration = Duration::from_millis(100);
@@ -90,6 +92,42 @@ pub(super) fn overriding(arguments: &OverrideArguments) -> Result<ExitCode, Fail
     order(kind, body, send)
 }
 
+/// `runwarden respond`.
+pub(super) fn respond(arguments: &RespondArguments) -> Result<ExitCode, Failure> {
+    let send = &arguments.send;
+    if let Some(file) = &arguments.undo {
+        return undo(file, send);
+    }
+    let (kind, body) = match &arguments.action {
+        Some(RespondAction::Brake { state }) => ("respond.brake", json!({"on": state == "on", "reason": send.reason})),
+        Some(RespondAction::Unlock) => ("respond.unlock", json!({"reason": send.reason})),
+        Some(RespondAction::ResetUnlocks) => ("respond.reset_unlocks", json!({"reason": send.reason})),
+        None => {
+            let body = json!({"apply": arguments.apply, "level": arguments.level, "reason": send.reason});
+            ("respond.run", body)
+        }
+    };
+    let answer = ask(kind, body, send, send.authority)?;
+    let code = told(&answer, send.json);
+    Ok(if answer["result"]["outcome"] == "BLOCKED" { ExitCode::from(1) } else { code })
+}
+
+/// Takes back, on this machine, what an undo record says; then the audit is told.
+fn undo(file: &Path, send: &SendArguments) -> Result<ExitCode, Failure> {
+    let undone = respond::undo(file, Wall::now().0, &FileSystem).map_err(Failure::unreadable)?;
+    println!("{} of response {} is undone", undone.action, undone.response_id);
+    let results = json!([{"action": undone.action, "undo": file.display().to_string()}]);
+    let executor = send.user.clone().or_else(|| std::env::var("USER").ok()).filter(|user| !user.is_empty());
+    let executor = executor.unwrap_or_else(|| "unknown".into());
+    let body = json!({
+        "response_id": undone.response_id, "state": "UNDONE", "executor": executor, "results": results,
+        "reason": send.reason,
+    });
+    // what executes reports with the authority of the system, as far as the key lends it
+    let answer = ask("respond.result", body, send, SYSTEM)?;
+    Ok(told(&answer, send.json))
+}
+
 /// A policy as it is written in a file: the writer says faults by its name and lines.
 fn written(file: &Path, send: &SendArguments) -> Result<Value, Failure> {
     let (name, text) = load::text(file)?;
@@ -106,6 +144,11 @@ fn config(send: &SendArguments) -> Result<Config, Failure> {
 
 /// Sends a command and shows its answer.
 fn order(kind: &str, body: Value, send: &SendArguments) -> Result<ExitCode, Failure> {
+    Ok(told(&ask(kind, body, send, send.authority)?, send.json))
+}
+
+/// Sends a command and waits for its answer.
+fn ask(kind: &str, body: Value, send: &SendArguments, authority: u8) -> Result<Value, Failure> {
     let config = config(send)?;
     let keys = keys::of(&config)?;
     let shell = load::shell(&config);
@@ -116,7 +159,7 @@ fn order(kind: &str, body: Value, send: &SendArguments) -> Result<ExitCode, Fail
         kind: kind.to_owned(),
         tenant_id: send.on_behalf_of.clone(),
         principal: format!("user:{}", user.unwrap_or_else(|| "unknown".into())),
-        authority: send.authority,
+        authority,
         issued_at: Wall::now().0,
         body,
         key_id: None,
@@ -133,7 +176,7 @@ fn order(kind: &str, body: Value, send: &SendArguments) -> Result<ExitCode, Fail
         let Some(record) = answers.next(LOOK) else { continue };
         let answer = record.payload.as_deref().and_then(|p| serde_json::from_slice::<Value>(p).ok());
         if let Some(answer) = answer.filter(|a| a["command_id"] == *command_id) {
-            return Ok(told(&answer, send.json));
+            return Ok(answer);
         }
     }
     Err(Failure::Reach(format!(

@@ -182,10 +182,8 @@ fn schema() -> SchemaRef {
 /// It does not compile over its one row, or does not give `level` and `reasons`.
 pub fn prepare(sql: &str) -> Result<Prepared, Error> {
     let slots = [Slot { name: "inputs", schema: schema(), lookup: false }];
-    let output = Schema::new(vec![
-        Field::new("level", DataType::Utf8, true),
-        Field::new("reasons", DataType::Utf8, true),
-    ]);
+    let output =
+        Schema::new(vec![Field::new("level", DataType::Utf8, true), Field::new("reasons", DataType::Utf8, true)]);
     Prepared::new("queries/decide/level.sql", sql, &slots, &Arc::new(output))
 }
 

@@ -55,7 +55,8 @@ impl Partition {
         let tuning = &self.settings.tuning;
         for record in out.records.iter_mut().filter(|record| record.topic == Topic::Commands) {
             let command = record.payload.as_deref().and_then(|bytes| serde_json::from_slice::<Command>(bytes).ok());
-            let signed = command.zip(tuning.sign_with.as_deref()).and_then(|(command, key)| tuning.keys.sign(command, key));
+            let signed =
+                command.zip(tuning.sign_with.as_deref()).and_then(|(command, key)| tuning.keys.sign(command, key));
             record.payload = signed.or_else(|| record.payload.take());
         }
         Ok(out)

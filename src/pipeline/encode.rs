@@ -67,7 +67,13 @@ pub fn record(decision: &Decision, now: Wall, source: &str) -> Result<OutRecord,
             let key = part(&l.tenant_id);
             let id = format!("{key}/level/{}", l.revision);
             let kind = format!("runwarden.level.{}", l.policy.as_str().to_lowercase());
-            event(Topic::PolicyLevel, &key, source, &Head { id, kind, time: l.evaluated_at, subject: &l.tenant_id }, &**l)
+            event(
+                Topic::PolicyLevel,
+                &key,
+                source,
+                &Head { id, kind, time: l.evaluated_at, subject: &l.tenant_id },
+                &**l,
+            )
         }
         Decision::Response(r) => {
             let id = format!("{}/{}", r.response_id, r.revision);
@@ -75,7 +81,8 @@ pub fn record(decision: &Decision, now: Wall, source: &str) -> Result<OutRecord,
             event(Topic::PolicyLevel, RESPONSE_KEY, source, &head, &**r)
         }
         Decision::Command(c) => {
-            let head = Head { id: c.command_id.clone(), kind: "runwarden.command".into(), time: now.0, subject: &c.kind };
+            let head =
+                Head { id: c.command_id.clone(), kind: "runwarden.command".into(), time: now.0, subject: &c.kind };
             event(Topic::Commands, "*", source, &head, &**c)
         }
     }

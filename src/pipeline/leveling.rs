@@ -99,14 +99,7 @@ impl Partition {
     }
 
     /// Looks at tenants whose clock moved on in silence.
-    pub(super) fn age_level(
-        &mut self,
-        tenant: &str,
-        clock: Micros,
-        now: Wall,
-        step: &mut Step,
-        entries: &mut Entries,
-    ) {
+    pub(super) fn age_level(&mut self, tenant: &str, clock: Micros, now: Wall, step: &mut Step, entries: &mut Entries) {
         if self.tenant_levels.is_due(tenant, clock)
             && let Some(looked) = self.tenant_levels.look(tenant, None, clock, now)
             && looked.changed
@@ -117,9 +110,10 @@ impl Partition {
 
     /// Wall time at which an input becomes too old in silence.
     pub(super) fn next_ageing(&self) -> Option<Micros> {
-        let due = self.tenant_levels.expiries().filter_map(|(tenant, at)| {
-            self.clocks.idles_to(tenant, at, self.settings.idle_timeout, &self.meta.end)
-        });
+        let due = self
+            .tenant_levels
+            .expiries()
+            .filter_map(|(tenant, at)| self.clocks.idles_to(tenant, at, self.settings.idle_timeout, &self.meta.end));
         due.min()
     }
 
@@ -217,7 +211,8 @@ impl Partition {
                 let most = self.settings.tuning.responding.max_unlocks;
                 let tuning = std::sync::Arc::clone(&self.settings.tuning);
                 let count = self.responses.unlock(now, &tuning.responding).map_err(|count| {
-                    let why = format!("{count} manual unlocks today, at most {most}: respond.reset_unlocks begins anew");
+                    let why =
+                        format!("{count} manual unlocks today, at most {most}: respond.reset_unlocks begins anew");
                     Refusal::new("too_many", why)
                 })?;
                 let lifted = self.overall.lift();
@@ -254,14 +249,13 @@ impl Partition {
     fn run_response(&mut self, body: &Value, by: &By, now: Wall) -> Result<Done, Refusal> {
         let apply = match body.get("apply") {
             None | Some(Value::Null) => false,
-            Some(given) => {
-                given.as_bool().ok_or_else(|| Refusal::new("body", "body.apply must be true or false"))?
-            }
+            Some(given) => given.as_bool().ok_or_else(|| Refusal::new("body", "body.apply must be true or false"))?,
         };
         let level = match body.get("level").filter(|level| !level.is_null()) {
-            Some(given) => given.as_str().and_then(Level::parse).ok_or_else(|| {
-                Refusal::new("level", "body.level must be GREEN, YELLOW, RED or UNKNOWN")
-            })?,
+            Some(given) => given
+                .as_str()
+                .and_then(Level::parse)
+                .ok_or_else(|| Refusal::new("level", "body.level must be GREEN, YELLOW, RED or UNKNOWN"))?,
             None => self.overall.last.as_ref().map_or(Level::Unknown, |last| last.policy),
         };
         let cause = Cause { id: &by.command_id, principal: &by.principal, reason: &by.reason };
@@ -278,7 +272,10 @@ impl Partition {
         let (response, state, executor) = (text(body, "response_id")?, text(body, "state")?, text(body, "executor")?);
         let results = body.get("results").cloned().unwrap_or_default();
         if results.to_string().len() > MAX_RESULTS || executor.len() > 256 || response.len() > 256 {
-            return Err(Refusal::new("body", format!("body.results has at most {MAX_RESULTS} bytes, names at most 256")));
+            return Err(Refusal::new(
+                "body",
+                format!("body.results has at most {MAX_RESULTS} bytes, names at most 256"),
+            ));
         }
         let misfit = |why: crate::decide::respond::Misfit| Refusal::new("state", why.to_string());
         let kind = match state {

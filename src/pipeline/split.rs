@@ -9,8 +9,8 @@
 use crate::decide::id::first_part;
 use crate::kafka::core::{CoreError, StateChange};
 use crate::pipeline::checkpoint::{
-    ALERTS, ANSWERS, CLOCKS, Changes, DEDUP, ENTITIES, INTERVENTIONS, LEVELS, MEMBERS, META, REGISTER, OVERALL, RUNS, SILENCES,
-    SNAPSHOTS, STOPPED, TENANT_LEVELS, WINDOWS, from_json, raw_key, refuse,
+    ALERTS, ANSWERS, CLOCKS, Changes, DEDUP, ENTITIES, INTERVENTIONS, LEVELS, MEMBERS, META, OVERALL, REGISTER, RUNS,
+    SILENCES, SNAPSHOTS, STOPPED, TENANT_LEVELS, WINDOWS, from_json, raw_key, refuse,
 };
 use crate::pipeline::intake;
 use crate::pipeline::partition::{Meta, Partition};
@@ -29,7 +29,9 @@ fn owner(key: &[u8]) -> Result<Owner, CoreError> {
     let Some((&tag, rest)) = key.split_first() else { return Err(refuse("an empty key")) };
     let tenant = match tag {
         DEDUP => dedup::tenant_of(rest).ok().map(Into::into),
-        ALERTS | ANSWERS | INTERVENTIONS | LEVELS | ENTITIES | RUNS | CLOCKS | STOPPED | TENANT_LEVELS => first_part(rest),
+        ALERTS | ANSWERS | INTERVENTIONS | LEVELS | ENTITIES | RUNS | CLOCKS | STOPPED | TENANT_LEVELS => {
+            first_part(rest)
+        }
         SNAPSHOTS | SILENCES | META => return Ok(Owner::Everyone),
         // the one writer is the owner of `*`
         REGISTER | OVERALL => Some("*".to_owned()),

@@ -336,7 +336,11 @@ impl Partition {
             commands::Writer::Everyone if key != "*" => {
                 return Err(Refusal::new("key", format!("{} has one writer: its key is `*`", command.kind)));
             }
-            commands::Writer::Tenant if key == "*" || key != command.tenant_id => {
+            // what concerns all may be alerted of under `*`
+            commands::Writer::Tenant
+                if (key == "*" && !matches!(command.kind.as_str(), "alert.raise" | "alert.clear"))
+                    || key != command.tenant_id =>
+            {
                 let reason = format!("{} concerns one tenant: its tenant_id and its key are the same", command.kind);
                 return Err(Refusal::new("key", reason));
             }
