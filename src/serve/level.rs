@@ -137,10 +137,14 @@ impl LevelFiles {
     /// # Errors
     /// A write failed four times; a bundle lies under `reports/`, as far as that could be written, and the marker says FAILED.
     pub fn show(&self, level: &PolicyLevel) -> Result<bool, Trouble> {
-        if self.shown().is_some_and(|shown| shown >= (level.revision, level.evaluated_at)) {
-            return Ok(false);
-        }
-        self.write(level).map_err(|(path, error)| self.give_up(level, &path, error)).map(|()| true)
+        let (shown, this) = (self.shown(), (level.revision, level.evaluated_at));
+        let written = match shown {
+            Some(shown) if shown > this => return Ok(false),
+            // the process may have died before the marker
+            Some(shown) if shown == this => self.write_marker(level),
+            _ => self.write(level),
+        };
+        written.map_err(|(path, error)| self.give_up(level, &path, error)).map(|()| shown != Some(this))
     }
 
     /// Revision and time of what the state file shows.
@@ -165,6 +169,10 @@ impl LevelFiles {
         })?;
         let text = serde_json::to_vec_pretty(level).map_err(|e| (state.clone(), e.into()))?;
         self.again(&state, || self.disk.replace(&state, &text))?;
+        self.write_marker(level)
+    }
+
+    fn write_marker(&self, level: &PolicyLevel) -> Result<(), (PathBuf, io::Error)> {
         let said = format!("UPDATED {} policy={}", crate::clock::rfc3339(level.evaluated_at), level.policy.as_str());
         match &self.marker {
             Some(marker) => self.again(marker, || self.mark(marker, &said)),

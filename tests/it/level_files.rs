@@ -137,13 +137,13 @@ fn test_atomic_write_paths() {
         files.show(&record).unwrap();
     }
     let all = place.all();
-    assert!(all.iter().all(|path| !path.contains(".tmp")), "{all:?}");
+    assert!(all.iter().all(|path| !path.ends_with(".tmp")), "{all:?}");
     assert_eq!(all.len(), 3, "{all:?}");
     // a folder in the place of the file: the rename fails, and no draft stays
     let path = place.dir.path().join("occupied");
     fs::create_dir_all(path.join("x")).unwrap();
     assert!(FileSystem.replace(&path, b"text").is_err());
-    assert!(place.all().iter().all(|path| !path.contains(".tmp")));
+    assert!(place.all().iter().all(|path| !path.ends_with(".tmp")));
 }
 
 #[test]
@@ -207,6 +207,10 @@ fn a_restart_adds_no_line_twice_and_goes_on_after_what_is_shown() {
     fs::remove_file(place.dir.path().join(STATE)).unwrap();
     assert!(place.files(Box::new(FileSystem)).show(&records[1]).unwrap());
     assert_eq!(place.lines().len(), 2);
+    // died before the marker
+    fs::remove_file(place.marker()).unwrap();
+    assert!(!place.files(Box::new(FileSystem)).show(&records[1]).unwrap());
+    assert!(place.text("audit_summary.md").contains("policy=YELLOW"));
     // died in the middle of a line
     fs::write(place.dir.path().join(LOG), "{\"timestamp\": \"20").unwrap();
     fs::remove_file(place.dir.path().join(STATE)).unwrap();
