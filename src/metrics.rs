@@ -22,8 +22,8 @@ use self::family::{
     AgesByPartition, CountersByMetric, Family, Family2, Gauges, GaugesByMetric, GaugesByPartition, Names,
 };
 use self::labels::{
-    AlertStatus, CommandStatus, DeadLetterReason, Effect, Input, InterventionType, LessonType, Mode, Output, Role,
-    SetOutcome, SignalKind, TransactionOutcome,
+    AlertStatus, BlindCause, CommandStatus, DeadLetterReason, Effect, Input, InterventionType, LessonType, Mode,
+    Output, Role, SetOutcome, SignalKind, TransactionOutcome,
 };
 
 /// Upper bounds of latency buckets in seconds: 1 ms to 10 s, closest around the bars (20, 40 and 150 ms).
@@ -90,6 +90,10 @@ pub struct Metrics {
     pub lessons_failed: Family<LessonType>,
     /// Policies that the breaker put in shadow.
     pub breakers_tripped: IntCounter,
+    /// Tenants that became blind, by cause.
+    pub blindness: Family<BlindCause>,
+    /// Tenants that are blind now, by cause; set by [`Metrics::hold`].
+    pub blind_tenants: Gauges<BlindCause>,
     /// Sets of files that this process read, by what became of them.
     pub policy_sets: Family<SetOutcome>,
     /// Revision of the policies in force, as followed; 0 before any.
@@ -220,6 +224,12 @@ impl Metrics {
                 "Lessons that could not be recorded",
             )?,
             breakers_tripped: counter(r, "runwarden_breakers_tripped_total", "Policies put in shadow by the breaker")?,
+            blindness: Family::register(
+                r,
+                "runwarden_blindness_total",
+                "Times a tenant became blind: its policies are UNKNOWN",
+            )?,
+            blind_tenants: Gauges::register(r, "runwarden_blind_tenants", "Tenants that are blind now")?,
             policy_sets: Family::register(r, "runwarden_policy_sets_total", "Sets of files read by this process")?,
             policy_revision: gauge(r, "runwarden_policy_revision", "Revision of the policies in force, 0 before any")?,
             policy_generation: gauge(r, "runwarden_policy_generation", "Generation of the set of files in force")?,

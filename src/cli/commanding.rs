@@ -11,14 +11,16 @@ use serde_json::{Value, json};
 
 use crate::cli::{
     Failure, OverrideAction, OverrideArguments, PolicyAction, PolicyArguments, ProposalAction, ProposalArguments,
-    SendArguments, keys, load,
+    RespondAction, RespondArguments, SendArguments, keys, load,
 };
 use crate::clock::Wall;
 use crate::config::Config;
-use crate::decide::commands::{self, Command, authority_name};
+use crate::decide::commands::{self, Command, SYSTEM, authority_name};
 use crate::kafka::follow::Follower;
 use crate::kafka::produce::Producer;
 use crate::kafka::reader::read_topic;
+use crate::serve::level::FileSystem;
+use crate::serve::respond;
 
 /// How long one look for the answer may take.
 const LOOK: Duration = Duration::from_millis(100);
@@ -90,6 +92,42 @@ pub(super) fn overriding(arguments: &OverrideArguments) -> Result<ExitCode, Fail
     order(kind, body, send)
 }
 
+/// `runwarden respond`.
+pub(super) fn respond(arguments: &RespondArguments) -> Result<ExitCode, Failure> {
+    let send = &arguments.send;
+    if let Some(file) = &arguments.undo {
+        return undo(file, send);
+    }
+    let (kind, body) = match &arguments.action {
+        Some(RespondAction::Brake { state }) => ("respond.brake", json!({"on": state == "on", "reason": send.reason})),
+        Some(RespondAction::Unlock) => ("respond.unlock", json!({"reason": send.reason})),
+        Some(RespondAction::ResetUnlocks) => ("respond.reset_unlocks", json!({"reason": send.reason})),
+        None => {
+            let body = json!({"apply": arguments.apply, "level": arguments.level, "reason": send.reason});
+            ("respond.run", body)
+        }
+    };
+    let answer = ask(kind, body, send, send.authority)?;
+    let code = told(&answer, send.json);
+    Ok(if answer["result"]["outcome"] == "BLOCKED" { ExitCode::from(1) } else { code })
+}
+
+/// Takes back, on this machine, what an undo record says; then the audit is told.
+fn undo(file: &Path, send: &SendArguments) -> Result<ExitCode, Failure> {
+    let undone = respond::undo(file, Wall::now().0, &FileSystem).map_err(Failure::unreadable)?;
+    println!("{} of response {} is undone", undone.action, undone.response_id);
+    let results = json!([{"action": undone.action, "undo": file.display().to_string()}]);
+    let executor = send.user.clone().or_else(|| std::env::var("USER").ok()).filter(|user| !user.is_empty());
+    let executor = executor.unwrap_or_else(|| "unknown".into());
+    let body = json!({
+        "response_id": undone.response_id, "state": "UNDONE", "executor": executor, "results": results,
+        "reason": send.reason,
+    });
+    // what executes reports with the authority of the system, as far as the key lends it
+    let answer = ask("respond.result", body, send, SYSTEM)?;
+    Ok(told(&answer, send.json))
+}
+
 /// A policy as it is written in a file: the writer says faults by its name and lines.
 fn written(file: &Path, send: &SendArguments) -> Result<Value, Failure> {
     let (name, text) = load::text(file)?;
@@ -126,8 +164,18 @@ pub(super) fn order(kind: &'static str, body: Value, send: &SendArguments) -> Re
     Ok(answers.first().map_or(ExitCode::from(1), |answer| told(answer, send.json)))
 }
 
+/// Sends a command that concerns everyone, with an authority of its own, and waits for its answer.
+fn ask(kind: &'static str, body: Value, send: &SendArguments, authority: u8) -> Result<Value, Failure> {
+    let tenant = send.on_behalf_of.clone();
+    Ok(send_with(&[Sent { kind, tenant, body }], send, authority)?.into_iter().next().unwrap_or_default())
+}
+
 /// Sends commands and waits for the answer of each, in their order.
 pub(super) fn send_all(orders: &[Sent], send: &SendArguments) -> Result<Vec<Value>, Failure> {
+    send_with(orders, send, send.authority)
+}
+
+fn send_with(orders: &[Sent], send: &SendArguments, authority: u8) -> Result<Vec<Value>, Failure> {
     let config = config(send)?;
     let keys = keys::of(&config)?;
     let shell = load::shell(&config);
@@ -148,7 +196,7 @@ pub(super) fn send_all(orders: &[Sent], send: &SendArguments) -> Result<Vec<Valu
             kind: (*kind).to_owned(),
             tenant_id: tenant.clone(),
             principal: principal.clone(),
-            authority: send.authority,
+            authority,
             issued_at: Wall::now().0,
             body: body.clone(),
             key_id: None,

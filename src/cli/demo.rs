@@ -43,7 +43,8 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let signals = Signals::install()?;
     let keys = Arc::new(keys::passing()?);
     let texts = load::Texts::demo();
-    let loaded = load::build(&texts, load::Tuning { keys: Arc::clone(&keys.ring), ..load::defaults() })?;
+    let tuning = load::Tuning { keys: Arc::clone(&keys.ring), ..load::defaults() };
+    let loaded = load::build(&texts, tuning)?;
     let governance = Governance::Topic { keys, set: SetFiles::new(&texts, "", &loaded), reread: None };
     let topics = Topics { partitions: PARTITIONS, replication: 1, ..Topics::default() };
     let mock = Mock::with_topics(&topics).map_err(Failure::reach)?;

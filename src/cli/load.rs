@@ -7,9 +7,13 @@ use std::sync::Arc;
 use crate::cli::Failure;
 use crate::cli::unmatched::Policies;
 use crate::config::{self, Config, micros};
+use crate::decide::blindness::Bounds;
 use crate::decide::breaker::Share;
 use crate::decide::commands::Keyring;
 use crate::decide::interventions::Acting;
+use crate::decide::level::{self, Leveling};
+use crate::decide::records::{Level as PolicyLevel, LevelThresholds};
+use crate::decide::respond::Responding;
 use crate::kafka::{ClientSettings, GroupProtocol, ShellConfig, Topics};
 use crate::pipeline::terms;
 pub use crate::pipeline::terms::{Loaded, Text, Texts, Tuning};
@@ -35,6 +39,11 @@ impl Texts {
             metrics: directory(&queries.join("metrics"), &["sql"])?,
             thresholds: file(&queries.join("decide/thresholds.sql"))?,
             correlation: file(&queries.join("decide/correlation.sql"))?,
+            // a folder of queries from before this one has none
+            level: match queries.join("decide/level.sql") {
+                path if path.exists() => file(&path)?,
+                path => (path.display().to_string(), level::SHIPPED.to_owned()),
+            },
             policies: Vec::new(),
             prices: if prices.exists() { Some(file(prices)?) } else { None },
         })
@@ -50,6 +59,7 @@ impl Texts {
                 "queries/decide/correlation.sql",
                 include_str!("../../queries/decide/correlation.sql"),
             )),
+            level: owned(&("queries/decide/level.sql", level::SHIPPED)),
             policies: crate::demo::policies::FILES.iter().map(owned).collect(),
             prices: Some(owned(&("config/prices.toml", include_str!("../../config/prices.toml")))),
         }
@@ -157,6 +167,12 @@ pub fn tuning(config: &Config) -> Tuning {
             cascade_depth: config.limits.cascade_depth,
             agents_kept: micros(config.limits.agent_retention),
         },
+        blindness: Bounds {
+            lag: micros(config.blindness.lag),
+            silence: micros(config.blindness.silence),
+            late_percent: config.blindness.late_percent,
+            late_rows: config.blindness.late_rows,
+        },
         breaker: Share { percent: config.breaker.percent, runs: config.breaker.runs },
         telemetry: config.decoder(Arc::default()),
         inputs: InputNames {
@@ -166,7 +182,37 @@ pub fn tuning(config: &Config) -> Tuning {
             commands: config.topics.commands.as_str().into(),
         },
         source: format!("urn:runwarden:{}", config.kafka.group),
+        leveling: leveling(&config.level),
+        responding: Responding {
+            auto_apply: config.respond.auto_apply,
+            max_responses: config.respond.max_responses,
+            max_unlocks: config.respond.max_unlocks,
+            actions: config.respond.actions.iter().map(|a| (a.name.clone(), level_of(a.level))).collect(),
+        },
         keys: Arc::new(keyring(config)),
+    }
+}
+
+fn level_of(level: config::ActionLevel) -> PolicyLevel {
+    match level {
+        config::ActionLevel::Red => PolicyLevel::Red,
+        config::ActionLevel::Yellow => PolicyLevel::Yellow,
+    }
+}
+
+/// `[level]`, as decisions depend on it.
+fn leveling(level: &config::Level) -> Leveling {
+    Leveling {
+        thresholds: LevelThresholds {
+            red_integrity: level.red_integrity.as_f64(),
+            red_consensus: level.red_consensus.as_f64(),
+            red_responses: level.red_responses.into(),
+            yellow_integrity: level.yellow_integrity.as_f64(),
+            yellow_consensus: level.yellow_consensus.as_f64(),
+            yellow_reputation: level.yellow_reputation.as_f64(),
+            yellow_responses: level.yellow_responses.into(),
+        },
+        max_age: micros(level.max_age),
     }
 }
 
@@ -251,4 +297,15 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Failure> {
         let lines: Vec<String> = faults.iter().map(|f| format!("  {f}")).collect();
         Failure::Invalid(format!("the configuration is refused:\n{}", lines.join("\n")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_that_users_actions_must_not_have_are_those_of_our_own() {
+        let ours: Vec<&str> = crate::decide::respond::ACTIONS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(ours, config::OWN_ACTIONS);
+    }
 }

@@ -3,6 +3,7 @@
 //! Counting stands outside the core, so the core stays a function of its input; steps run again after a restart are not
 //! counted twice.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use crate::cli::load;
 use crate::cli::unmatched::{Looked, Policies};
 use crate::clock::{Micros, Wall};
 use crate::decide::records::{AlertStatus, CommandResult, Decision, Kind};
-use crate::kafka::core::{Core, CoreError, Input, StateChange, StepInput, StepOutput};
+use crate::kafka::core::{Core, CoreError, Input, StateChange, StepInput, StepOutput, Topic};
 use crate::metrics::labels::{self, Label};
 use crate::metrics::{Held, Metrics};
 use crate::pipeline::{InForce, Partition, Step};
@@ -59,6 +60,8 @@ pub(super) struct Metered {
     looked: Looked,
     /// What the partition has forgotten because of its bounds, as counted.
     forgotten: (u64, u64),
+    /// Time spent on each tenant since its last roll-up.
+    spent: HashMap<Arc<str>, Duration>,
 }
 
 fn input_label(input: Input) -> labels::Input {
@@ -80,7 +83,18 @@ impl Metered {
     ) -> Self {
         let names = names(&partition);
         let (gauged, looked) = (None, Looked::default());
-        Self { number, partition, counting, governed, unfollowed: None, names, gauged, looked, forgotten: (0, 0) }
+        Self {
+            number,
+            partition,
+            counting,
+            governed,
+            unfollowed: None,
+            names,
+            gauged,
+            looked,
+            forgotten: (0, 0),
+            spent: HashMap::new(),
+        }
     }
 
     /// Terms that are newer than the partition's and can be taken.
@@ -99,6 +113,29 @@ impl Metered {
             Err(error) => {
                 tracing::error!(%error, partition = self.number, revision = in_force.revision, "cannot work under the policies in force; the ones before stay");
                 self.unfollowed = Some(in_force.revision);
+            }
+        }
+    }
+
+    /// The time of a step is shared by the tenants of its rows.
+    fn spend(&mut self, step: &Step, took: Duration) {
+        let rows: u32 = step.heard.iter().map(|(_, rows)| *rows).sum();
+        let Some(each) = took.checked_div(rows) else { return };
+        for (tenant, rows) in &step.heard {
+            *self.spent.entry(Arc::clone(tenant)).or_default() += each * *rows;
+        }
+    }
+
+    /// Adds the time spent to the roll-ups of a step: measured, so it is no part of what is decided, nor of the digest. What was spent
+    /// before a restart is not in it.
+    fn tell_time(&mut self, output: &mut StepOutput) {
+        for record in output.records.iter_mut().filter(|record| record.topic == Topic::Evaluations) {
+            let Some(payload) = record.payload.as_mut() else { continue };
+            let tenant = std::str::from_utf8(&record.key).unwrap_or_default();
+            let spent = self.spent.remove(tenant).unwrap_or_default();
+            if payload.last() == Some(&b'}') {
+                payload.pop();
+                payload.extend_from_slice(format!(",\"time_spent_us\":{}}}", spent.as_micros()).as_bytes());
             }
         }
     }
@@ -160,6 +197,7 @@ impl Metered {
             keys: stats.keys as u64,
             state_bytes: stats.state_bytes as u64,
             overflowed: stats.overflowing as u64,
+            blind: self.partition.blind(),
             open_windows: names.map(|(name, query)| (name.clone(), query.open as u64)).collect(),
             watermark_age: lowest.map(|w| Wall::now().0.saturating_sub(w)),
         };
@@ -210,6 +248,13 @@ fn count_decision(m: &Metrics, decision: &Decision) {
                 m.breakers_tripped.inc();
                 tracing::warn!(tenant = a.tenant_id, policy = a.subject.id, "{}", a.reason);
             }
+            if a.kind == "blindness.began" {
+                let cause = a.after.get("cause").and_then(serde_json::Value::as_str).unwrap_or_default();
+                if let Some(cause) = labels::BlindCause::parse(cause) {
+                    m.blindness.get(cause).inc();
+                }
+                tracing::warn!(tenant = a.tenant_id, cause, policies = %a.after["affected_total"], "{}: its policies are UNKNOWN", a.reason);
+            }
             if a.kind == "key_overflow" {
                 tracing::warn!(tenant = a.tenant_id, live_keys = %a.after["live_keys"], "{}", a.reason);
             }
@@ -225,6 +270,7 @@ fn count_decision(m: &Metrics, decision: &Decision) {
             }
         }
         Decision::Command(_) | Decision::Guardian(_) | Decision::Policy(_) | Decision::Run(_) => {}
+        Decision::Level(_) | Decision::Response(_) | Decision::Evaluation(_) => {}
     }
 }
 
@@ -258,7 +304,9 @@ impl Core for Metered {
         if !input.replaying {
             self.follow();
         }
+        let began = Instant::now();
         let step = self.partition.advance(input)?;
+        self.spend(&step, began.elapsed());
         if !input.replaying {
             self.count_input(input);
             self.count(&step);
@@ -267,7 +315,9 @@ impl Core for Metered {
         if !input.replaying && self.gauged.is_none_or(|at| at.elapsed() >= GAUGE_EVERY) {
             self.gauge();
         }
-        self.partition.encode(&step)
+        let mut output = self.partition.encode(&step)?;
+        self.tell_time(&mut output);
+        Ok(output)
     }
 
     fn take_changes(&mut self) -> Vec<StateChange> {

@@ -11,6 +11,7 @@ mod demo;
 mod explain;
 mod governing;
 mod keys;
+mod leveled;
 pub mod load;
 mod metered;
 mod replay;
@@ -81,6 +82,8 @@ enum Command {
     Lesson(acting::LessonArguments),
     /// Makes the lessons that recorded telemetry teaches
     Backfill(backfill::BackfillArguments),
+    /// Responses to the policy level: previews what would be done; applies, undoes, brakes, unlocks
+    Respond(RespondArguments),
     /// Why something was decided: events, SQL, window, policies considered; and decides it again
     Explain(ExplainArguments),
 }
@@ -256,6 +259,41 @@ enum OverrideAction {
         /// Its id
         id: String,
     },
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Without an option: previews what would be done at the level of all as it is now. The core decides, a sidecar with the role serve executes, \
+and its data directory holds the preview, the log, the undo records and the report of what was blocked (docs/level.md).
+Exit codes: 0 accepted, 1 refused or blocked (with the reason), 3 no answer.")]
+struct RespondArguments {
+    #[command(flatten)]
+    send: SendArguments,
+    /// Respond to this level instead of that of all
+    #[arg(long, value_name = "LEVEL", value_parser = ["RED", "YELLOW", "GREEN"], ignore_case = true)]
+    level: Option<String>,
+    /// Do it, if every gate is open
+    #[arg(long)]
+    apply: bool,
+    /// Take back what an undo record (state/policy_response_undo_….json) says, here
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["apply", "level"])]
+    undo: Option<PathBuf>,
+    #[command(subcommand)]
+    action: Option<RespondAction>,
+}
+
+#[derive(Debug, Subcommand)]
+enum RespondAction {
+    /// The safety brake: while it is on nothing is applied
+    Brake {
+        /// on or off
+        #[arg(value_parser = ["on", "off"])]
+        state: String,
+    },
+    /// Lifts the trust lock until a later sample says otherwise; --reason is required, 3 times a day
+    Unlock,
+    /// Lets the count of the day's unlocks begin anew
+    ResetUnlocks,
 }
 
 /// `--config`, shared by the subcommands that read it.
@@ -527,6 +565,7 @@ pub fn main() -> ExitCode {
         Command::Silence(a) => acting::silence(&a),
         Command::Lesson(a) => acting::lesson(&a),
         Command::Backfill(a) => backfill::main(&a),
+        Command::Respond(a) => commanding::respond(&a),
         Command::Explain(a) => explain::main(&a),
     };
     match result {

@@ -17,7 +17,8 @@ pub(super) fn main(arguments: &ResizeArguments, config: &Config) -> Result<ExitC
     }
     let loaded = load::build(&load::texts(config)?, load::tuning(config))?;
     let shell = load::shell(config);
-    let tuning = load::Tuning { keys: keys::of(config)?.ring, ..load::tuning(config) };
+    let keys = keys::of(config)?;
+    let tuning = load::Tuning { keys: keys.ring, ..load::tuning(config) };
     // what is in force there, not what the files say by now
     let settings = match governing::in_force_now(&shell, &tuning)? {
         Some(in_force) => in_force.settings,

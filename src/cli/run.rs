@@ -9,7 +9,7 @@ use crate::cli::governing::SetFiles;
 use crate::cli::keys::{self, Keys};
 use crate::cli::load::{Loaded, Texts, Tuning};
 use crate::cli::service::{self, Governance, Service, Signals};
-use crate::cli::{Chain, Failure, RunArguments, load};
+use crate::cli::{Chain, Failure, RunArguments, leveled, load};
 use crate::config::{Config, Role};
 use crate::kafka::provision::{Broker, create_and_verify, verify};
 use crate::kafka::{ClientSettings, Ended, Error, Topics};
@@ -59,6 +59,8 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     }
     let signals = Signals::install()?;
     let policies = loaded.policies.policies().len();
+    let follows = config.roles.contains(&Role::Serve) && !arguments.until_end;
+    let level = follows.then(|| leveled::start(&config, shell.clone(), Arc::clone(&keys))).transpose()?;
     let governance = match arguments.until_end {
         true => Governance::Files,
         false => governance(&config, texts, tuning, keys, &loaded),
@@ -79,6 +81,7 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
             break service.drain(config.kafka.drain_timeout);
         }
     };
+    drop(level);
     ended(outcome)
 }
 
@@ -104,6 +107,9 @@ fn governance(config: &Config, texts: Texts, tuning: Tuning, keys: Arc<Keys>, lo
 /// A process without the role core: it owns nothing, joins no group and needs no broker.
 fn alone(config: &Config, listener: std::net::TcpListener, hash: &str) -> Result<ExitCode, Failure> {
     let signals = Signals::install()?;
+    let follows = config.roles.contains(&Role::Serve);
+    let keys = follows.then(|| keys::of(config)).transpose()?.map(Arc::new);
+    let _level = keys.map(|keys| leveled::start(config, load::shell(config), keys)).transpose()?;
     let service = Service::start(None, &config.roles, listener, hash)?;
     tracing::info!(address = %service.address, roles = roles(config), "runwarden is up, without the role core: it owns no partitions");
     if let Some(said) = config.idle_process() {

@@ -230,6 +230,7 @@ fn write(out: &Path, done: &Done) -> Result<(), Failure> {
             Decision::Signal(s) => ("signals", serde_json::to_vec(&**s)),
             Decision::Alert(a) => ("alerts", serde_json::to_vec(&**a)),
             Decision::Intervention(i) => ("interventions", serde_json::to_vec(&**i)),
+            Decision::Evaluation(e) => ("evaluations", serde_json::to_vec(&**e)),
             // the life of an intervention is in its own file
             Decision::Audit(a) if a.kind.starts_with("intervention.") => continue,
             Decision::Audit(a) => ("shadow", serde_json::to_vec(&**a)),
@@ -238,7 +239,9 @@ fn write(out: &Path, done: &Done) -> Result<(), Failure> {
             | Decision::CommandResult(_)
             | Decision::Guardian(_)
             | Decision::Policy(_)
-            | Decision::Run(_) => continue,
+            | Decision::Run(_)
+            | Decision::Level(_)
+            | Decision::Response(_) => continue,
         };
         lines.entry(file).or_default().push(bytes.map_err(Failure::reach)?);
     }
@@ -260,7 +263,7 @@ fn write(out: &Path, done: &Done) -> Result<(), Failure> {
     for window in &report.windows {
         lines.entry("windows").or_default().push(serde_json::to_vec(&window.to_json()).map_err(Failure::reach)?);
     }
-    for name in ["windows", "signals", "alerts", "interventions", "shadow", "lessons", "dead-letter"] {
+    for name in ["windows", "signals", "alerts", "interventions", "shadow", "lessons", "evaluations", "dead-letter"] {
         write_lines(&out.join(format!("{name}.jsonl")), lines.get(name).map_or(&[][..], Vec::as_slice))?;
     }
     Ok(())

@@ -120,7 +120,10 @@ fn said(report: &Report) -> Vec<(What, Value)> {
             | Decision::CommandResult(_)
             | Decision::Guardian(_)
             | Decision::Policy(_)
-            | Decision::Run(_) => return None,
+            | Decision::Run(_)
+            | Decision::Level(_)
+            | Decision::Response(_)
+            | Decision::Evaluation(_) => return None,
         };
         Some((what, value.unwrap_or_default()))
     };

@@ -1,4 +1,4 @@
-//! `[alerts]` and `[interventions]`: how long things may take, and what follows when they take longer.
+//! `[alerts]`, `[interventions]`, `[breaker]` and `[blindness]`: how long things may take, and what follows when they take longer.
 
 use std::time::Duration;
 
@@ -34,6 +34,28 @@ pub struct Breaker {
     pub percent: u32,
     /// Or fewer runs than this.
     pub runs: u32,
+}
+
+/// `[blindness]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blindness {
+    /// Longest lag; none: never blind by it.
+    pub lag: Duration,
+    /// Longest silence of a tenant with runs under way; none: never blind by it.
+    pub silence: Duration,
+    /// Most late rows within a minute, in percent; 0: never blind by them.
+    pub late_percent: u32,
+    /// Fewer late rows than this are none.
+    pub late_rows: u32,
+}
+
+pub(super) fn blindness(s: &mut Section<'_, '_>) -> Blindness {
+    Blindness {
+        lag: s.duration("lag", seconds(60), Duration::ZERO..=DAY),
+        silence: s.duration("silence", seconds(600), Duration::ZERO..=DAY),
+        late_percent: s.number("late-percent", 10, 0..=100),
+        late_rows: s.number("late-rows", 20, 1..=1_000_000),
+    }
 }
 
 pub(super) fn breaker(s: &mut Section<'_, '_>) -> Breaker {

@@ -9,6 +9,7 @@
 mod acting;
 mod fault;
 mod later;
+mod level;
 mod reader;
 mod secret;
 
@@ -21,8 +22,9 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
-pub use self::acting::{Alerts, Breaker, Interventions};
+pub use self::acting::{Alerts, Blindness, Breaker, Interventions};
 pub use self::fault::Fault;
+pub use self::level::{Action, ActionKind, ActionLevel, Level, OWN_ACTIONS, Percent, Respond};
 use self::reader::{Reader, Section};
 pub use self::secret::Secret;
 use crate::telemetry::redact::{FORBIDDEN, Redactor};
@@ -60,6 +62,12 @@ pub struct Config {
     pub interventions: Interventions,
     /// When a policy goes too far.
     pub breaker: Breaker,
+    /// When a tenant is not seen any more.
+    pub blindness: Blindness,
+    /// When a tenant stands GREEN, YELLOW or RED.
+    pub level: Level,
+    /// What is done about it.
+    pub respond: Respond,
     /// Bounds.
     pub limits: Limits,
     /// Logs.
@@ -375,6 +383,9 @@ impl Config {
             alerts: r.section(root, "alerts", acting::alerts),
             interventions: r.section(root, "interventions", acting::interventions),
             breaker: r.section(root, "breaker", acting::breaker),
+            blindness: r.section(root, "blindness", acting::blindness),
+            level: r.section(root, "level", level::level),
+            respond: r.section(root, "respond", level::respond),
             limits: r.section(root, "limits", limits),
             log: r.section(root, "log", log),
         };

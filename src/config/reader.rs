@@ -76,6 +76,23 @@ impl Found<'_> {
         }
     }
 
+    /// A decimal number with at most three decimals, in thousandths.
+    fn thousandths(&self) -> Option<u32> {
+        let text = match self {
+            Self::Variable { text, .. } => text.clone(),
+            Self::File(value) => match value.get_ref().as_float() {
+                Some(float) => float.as_str().to_owned(),
+                None => self.integer()?.to_string(),
+            },
+        };
+        let (whole, decimals) = text.split_once('.').unwrap_or((&text, ""));
+        if decimals.len() > 3 || !decimals.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        let thousandths: u32 = format!("{decimals:0<3}").parse().ok()?;
+        whole.parse::<u32>().ok()?.checked_mul(1_000)?.checked_add(thousandths)
+    }
+
     /// An array of strings; in a variable, strings separated by commas.
     fn texts(&self) -> Result<Vec<String>, String> {
         let wrong = || "must be an array of strings".to_owned();
@@ -266,6 +283,14 @@ impl<'s, 't> Section<'s, 't> {
             let wrong = || format!("must be an integer from {} to {}", bounds.start(), bounds.end());
             let value = found.integer().and_then(|value| T::try_from(value).ok());
             value.filter(|value| bounds.contains(value)).ok_or_else(wrong)
+        })
+    }
+
+    /// A percentage from 0 to 100 with at most three decimals.
+    pub(super) fn percent(&mut self, key: &'static str, default: u32) -> super::Percent {
+        self.read(key, super::Percent(default.saturating_mul(1_000)), |found| {
+            let wrong = || "must be a number from 0 to 100, with at most three decimals".to_owned();
+            found.thousandths().filter(|value| *value <= 100_000).map(super::Percent).ok_or_else(wrong)
         })
     }
 

@@ -4,6 +4,7 @@
 //! identify. The comparisons themselves are SQL (`queries/decide/`), so that people can read and change them.
 
 pub mod actions;
+pub mod blindness;
 pub mod breaker;
 pub mod commands;
 pub mod conditions;
@@ -12,8 +13,11 @@ pub mod entities;
 pub mod id;
 pub mod interventions;
 pub mod lessons;
+pub mod level;
 pub mod levels;
+pub mod overall;
 pub mod records;
+pub mod respond;
 pub mod signals;
 pub mod sql;
 

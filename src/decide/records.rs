@@ -3,10 +3,15 @@
 //! Field names are the JSON names. Times are µs inside and RFC 3339 with six decimals outside; money and every other limited
 //! quantity is an exact [`Amount`] and a JSON number outside.
 
+mod evaluation;
+mod level;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::evaluation::Evaluation;
+pub use self::level::{Level, LevelInputs, LevelThresholds, PolicyLevel, ResponseOutcome, ResponsePlan};
 use crate::clock::Micros;
 use crate::decide::id::time;
 use crate::decide::lessons::Lesson;
@@ -618,4 +623,10 @@ pub enum Decision {
     CommandResult(Box<CommandResult>),
     /// On `runwarden.policies`.
     Policy(Box<PolicyRecord>),
+    /// On `runwarden.policy-level`.
+    Level(Box<PolicyLevel>),
+    /// On `runwarden.policy-level`, under the key `*/response`.
+    Response(Box<ResponsePlan>),
+    /// On `runwarden.evaluations`.
+    Evaluation(Box<Evaluation>),
 }

@@ -149,11 +149,16 @@ impl Topics {
                 ("delete.retention.ms", DAY_MS.to_string()),
             ]
         };
+        // the lag of what is decided about is told by the broker's clock (X5), not by what producers say
+        let appended = || vec![("message.timestamp.type", "LogAppendTime".to_owned())];
         vec![
-            joint("telemetry", &self.telemetry, Cleanup::Delete(7)),
+            TopicSpec { settings: appended(), ..joint("telemetry", &self.telemetry, Cleanup::Delete(7)) },
             TopicSpec { settings: large(), ..joint("commands", &self.commands, Cleanup::Delete(7)) },
             joint("outcomes", &self.outcomes, Cleanup::Delete(7)),
-            TopicSpec { settings: large(), ..joint("repartition", &self.repartition, Cleanup::Delete(7)) },
+            TopicSpec {
+                settings: [appended(), large()].concat(),
+                ..joint("repartition", &self.repartition, Cleanup::Delete(7))
+            },
             joint("steps", &self.steps, Cleanup::Delete(30)),
             TopicSpec {
                 settings: [compacting(), large()].concat(),

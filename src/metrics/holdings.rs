@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::clock::Micros;
 
 use super::Metrics;
+use super::labels::{BlindCause, Label as _};
 
 /// What one partition holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct Held {
     pub state_bytes: u64,
     /// Tenants with too many live keys.
     pub overflowed: u64,
+    /// Tenants that are blind, in the order of the causes.
+    pub blind: [u64; BlindCause::ALL.len()],
     /// Open windows by metric name.
     pub open_windows: Vec<(String, u64)>,
     /// Age of the oldest watermark among its live tenants, µs; `None` without tenants.
@@ -59,6 +62,10 @@ impl Metrics {
         self.live_keys.set(gauge(all.values().map(|h| h.keys).sum()));
         self.state_bytes.set(gauge(all.values().map(|h| h.state_bytes).sum()));
         self.tenants_overflowed.set(gauge(all.values().map(|h| h.overflowed).sum()));
+        for (index, cause) in BlindCause::ALL.iter().enumerate() {
+            let blind = all.values().filter_map(|h| h.blind.get(index)).sum();
+            self.blind_tenants.get(*cause).set(gauge(blind));
+        }
         let mut windows: BTreeMap<&str, u64> = BTreeMap::new();
         for (name, open) in all.values().flat_map(|h| &h.open_windows) {
             *windows.entry(name).or_default() += open;
@@ -85,6 +92,7 @@ mod tests {
             keys,
             state_bytes: keys * 100,
             overflowed: keys / 3,
+            blind: [keys, 0, 1, 0],
             open_windows: vec![("run_tokens".to_owned(), open)],
             watermark_age: age,
         }
@@ -101,6 +109,8 @@ mod tests {
         m.hold(1, held(4, 5, Some(9_000_000)));
         assert_eq!(shown(&m), (7, 700, 7, 9.0));
         assert_eq!(m.tenants_overflowed.get(), 2);
+        let blind = BlindCause::ALL.iter().map(|cause| m.blind_tenants.get(*cause).get());
+        assert_eq!(blind.collect::<Vec<_>>(), [7, 0, 2, 0]);
         m.hold(1, held(1, 1, None));
         assert_eq!(shown(&m), (4, 400, 3, 1.0), "a report replaces the one before");
     }

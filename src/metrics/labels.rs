@@ -45,6 +45,7 @@ labels! {
         Signals "signals", Alerts "alerts", Interventions "interventions", Runs "runs", Lessons "lessons",
         Policies "policies", PolicyLevel "policy-level", Evaluations "evaluations", Audit "audit",
         CommandResults "command-results", Live "live", DeadLetter "dead-letter", Repartition "repartition",
+        Commands "commands",
     }
     /// Why a record went to the dead-letter topic.
     DeadLetterReason "reason" {
@@ -70,6 +71,8 @@ labels! {
     LessonType "lesson_type" {
         Failure "failure", NearThreshold "near_threshold", CriticalSuccess "critical_success",
     }
+    /// Why a tenant is blind.
+    BlindCause "cause" { Lag "LAG", Silence "SILENCE", Late "LATE", Overflow "OVERFLOW" }
     /// What became of a command.
     CommandStatus "status" { Accepted "ACCEPTED", Refused "REFUSED" }
     /// What became of a set of files: `invalid` never left this process, `refused` by the writer.

@@ -103,6 +103,7 @@ fn labels_are_only_the_closed_ones() {
         "outcome",
         "metric",
         "role",
+        "cause",
         "partition",
         "le",
         "hash",

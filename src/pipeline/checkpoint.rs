@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::decide::blindness::Sight;
 use crate::decide::breaker::{Governed, Lately};
 use crate::decide::correlation::Open;
 use crate::decide::entities::Entity;
@@ -16,12 +17,14 @@ use crate::decide::id::part;
 use crate::decide::interventions::stopped::Stopped;
 use crate::decide::interventions::{Live, Slot};
 use crate::decide::lessons::{Group, Lesson, Seen};
+use crate::decide::level::TenantLevel;
 use crate::decide::levels::{Line, Up};
 use crate::kafka::core::{CoreError, StateChange};
 use crate::pipeline::activity::Active;
 use crate::pipeline::clocks::Clock;
 use crate::pipeline::ends::Notes;
 use crate::pipeline::partition::{Meta, Partition};
+use crate::pipeline::rollups::Minutes;
 use crate::pipeline::runs::Run;
 use crate::pipeline::writer::Answer;
 use crate::policy::{Entity as EntityKind, Item, Snapshot};
@@ -56,6 +59,15 @@ pub(super) const REGISTER: u8 = b'G';
 pub(super) const SILENCES: u8 = b'Q';
 /// The answers to commands, by key and id.
 pub(super) const ANSWERS: u8 = b'K';
+
+/// How each tenant stands.
+pub(super) const TENANT_LEVELS: u8 = b'V';
+/// How well each tenant is seen.
+pub(super) const SIGHTS: u8 = b'U';
+/// What was done in minutes that are not over.
+pub(super) const ROLLUPS: u8 = b'J';
+/// How all stand, and what is done about it: of the owner of `*` only.
+pub(super) const OVERALL: u8 = b'Y';
 
 fn key(tag: u8, parts: &[&str]) -> Vec<u8> {
     let mut key = vec![tag];
@@ -202,6 +214,25 @@ impl Partition {
         for ((tenant, id), answer) in self.writer.take_answers() {
             out.put(key(ANSWERS, &[&tenant, &id]), answer);
         }
+        for (tenant, level) in self.tenant_levels.take_changes() {
+            out.put(key(TENANT_LEVELS, &[&tenant]), Some(&(&tenant, level)));
+        }
+        for (tenant, sight) in self.sights.take_changes() {
+            out.put(key(SIGHTS, &[&tenant]), sight.map(|sight| (&tenant, sight)).as_ref());
+        }
+        for (tenant, minutes) in self.rollups.take_changes() {
+            out.put(key(ROLLUPS, &[&tenant]), minutes.map(|minutes| (&tenant, minutes)).as_ref());
+        }
+        for (tenant, kept) in self.overall.take_changes() {
+            out.put(key(OVERALL, &["*", "tenant", &tenant]), Some(&("tenant", kept)));
+        }
+        if std::mem::take(&mut self.overall.last_dirty) {
+            let last = self.overall.last.as_ref().map(|last| ("level", last));
+            out.put(key(OVERALL, &["*", "level"]), last.as_ref());
+        }
+        if std::mem::take(&mut self.responses_dirty) {
+            out.put(key(OVERALL, &["*", "responses"]), Some(&("responses", &self.responses)));
+        }
         if self.silences_dirty {
             out.put(key(SILENCES, &["in-force"]), Some(&*self.silences));
             self.silences_dirty = false;
@@ -225,6 +256,11 @@ impl Partition {
         self.runs.mark_all_dirty();
         self.clocks.mark_all_dirty();
         self.writer.mark_all_dirty();
+        self.tenant_levels.mark_all_dirty();
+        self.overall.mark_all_dirty();
+        self.sights.mark_all_dirty();
+        self.rollups.mark_all_dirty();
+        self.responses_dirty = true;
         self.silences_dirty = true;
         let ids = self.limits.snapshots().map(|s| Arc::clone(s.id())).collect::<Vec<_>>();
         self.dirty_snapshots.extend(ids);
@@ -312,6 +348,32 @@ impl Partition {
             }
             SILENCES => {
                 self.silences = Arc::new(from_json(value)?);
+                Ok(())
+            }
+            TENANT_LEVELS => {
+                let (tenant, level): (String, TenantLevel) = from_json(value)?;
+                self.tenant_levels.restore(&tenant, level);
+                Ok(())
+            }
+            SIGHTS => {
+                let (tenant, sight): (Box<str>, Sight) = from_json(value)?;
+                self.sights.restore(tenant, sight);
+                Ok(())
+            }
+            ROLLUPS => {
+                let (tenant, minutes): (Box<str>, Minutes) = from_json(value)?;
+                self.rollups.restore(tenant, minutes);
+                Ok(())
+            }
+            OVERALL => {
+                let (what, part): (String, serde_json::Value) = from_json(value)?;
+                let wrong = |e: serde_json::Error| refuse(e.to_string());
+                match what.as_str() {
+                    "tenant" => self.overall.restore(serde_json::from_value(part).map_err(wrong)?),
+                    "level" => self.overall.last = Some(serde_json::from_value(part).map_err(wrong)?),
+                    "responses" => self.responses = serde_json::from_value(part).map_err(wrong)?,
+                    other => return Err(refuse(format!("{other} is no part of the level of all"))),
+                }
                 Ok(())
             }
             META => {

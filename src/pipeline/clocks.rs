@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, SECOND, Wall};
 
+/// What roll-ups are of.
+pub(super) const MINUTE: Micros = 60 * SECOND;
+
 /// One tenant's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock {
@@ -18,6 +21,44 @@ pub struct Clock {
     pub highest: Micros,
     /// Reading of the partition's end clock at the tenant's last record, µs.
     pub heard: Micros,
+    /// The minute that `rows` are of.
+    #[serde(default)]
+    minute: i64,
+    /// Rows of this minute so far.
+    #[serde(default)]
+    rows: u32,
+    /// Those that no policy covered.
+    #[serde(default)]
+    uncovered: u32,
+    /// Rows of this step so far.
+    #[serde(skip)]
+    fresh: u32,
+}
+
+impl Clock {
+    /// Takes the minute out that is over at `clock`, if it has rows.
+    fn turn(&mut self, tenant: &str, clock: Micros) -> Option<Minute> {
+        let minute = clock.div_euclid(MINUTE);
+        if minute == self.minute {
+            return None;
+        }
+        let (over, rows, uncovered) = (self.minute, self.rows, self.uncovered);
+        (self.minute, self.rows, self.uncovered) = (minute, 0, 0);
+        (rows > 0).then(|| Minute { tenant: tenant.into(), minute: over, rows, uncovered })
+    }
+}
+
+/// What came of a tenant within one minute of its clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Minute {
+    /// The tenant.
+    pub tenant: Box<str>,
+    /// Minutes since 1970.
+    pub minute: i64,
+    /// Rows.
+    pub rows: u32,
+    /// Those that no policy covered.
+    pub uncovered: u32,
 }
 
 /// Wall time that passed while the consumer stood at the end of its input.
@@ -47,15 +88,58 @@ impl EndClock {
 pub struct Clocks {
     tenants: HashMap<Box<str>, Clock, FxBuildHasher>,
     dirty: BTreeSet<Box<str>>,
+    /// Minutes that are over.
+    over: Vec<Minute>,
 }
 
 impl Clocks {
     /// A record of `tenant` at `time`; gives the tenant's clock after it.
     pub fn hear(&mut self, tenant: &str, time: Micros, end: &EndClock) -> Micros {
-        let clock = self.tenants.entry_ref(tenant).or_insert_with(|| Clock { highest: time, heard: end.elapsed });
+        let clock = self.tenants.entry_ref(tenant).or_insert_with(|| Clock {
+            highest: time,
+            heard: end.elapsed,
+            minute: time.div_euclid(MINUTE),
+            rows: 0,
+            uncovered: 0,
+            fresh: 0,
+        });
         clock.highest = clock.highest.max(time);
         clock.heard = end.elapsed;
+        self.over.extend(clock.turn(tenant, clock.highest));
+        clock.rows = clock.rows.saturating_add(1);
+        clock.fresh = clock.fresh.saturating_add(1);
         clock.highest
+    }
+
+    /// The last record that was heard of the tenant is of no policy.
+    pub fn uncovered(&mut self, tenant: &str) {
+        if let Some(clock) = self.tenants.get_mut(tenant) {
+            clock.uncovered = clock.uncovered.saturating_add(1);
+        }
+    }
+
+    /// The clock of a silent tenant has idled to `at`: its minute may be over.
+    pub fn pass(&mut self, tenant: &str, at: Micros) {
+        let Some(clock) = self.tenants.get_mut(tenant) else { return };
+        let over = clock.turn(tenant, at.max(clock.highest));
+        if over.is_some() {
+            self.over.extend(over);
+            self.touch(tenant);
+        }
+    }
+
+    /// Every minute is over.
+    pub fn finish(&mut self) {
+        let mut names: Vec<Box<str>> = self.tenants.keys().cloned().collect();
+        names.sort_unstable();
+        for tenant in names {
+            self.pass(&tenant, Micros::MAX);
+        }
+    }
+
+    /// The minutes that came to be over since the last call, in order.
+    pub fn take_over(&mut self) -> Vec<Minute> {
+        std::mem::take(&mut self.over)
     }
 
     /// Highest event time of the tenant.
@@ -82,11 +166,25 @@ impl Clocks {
         idle
     }
 
+    /// Wall time at which the tenant's clock, while it is silent, will have idled to `at`. `None`: the consumer is not at the end.
+    pub fn idles_to(&self, tenant: &str, at: Micros, timeout: Micros, end: &EndClock) -> Option<Micros> {
+        let clock = self.tenants.get(tenant)?;
+        let silent = at.saturating_sub(clock.highest).max(timeout);
+        let more = clock.heard.saturating_add(silent).saturating_sub(end.elapsed);
+        // silent tenants are looked at once a second
+        end.since.map(|since| since.saturating_add(more.max(SECOND)))
+    }
+
     /// Every tenant, in order.
     pub fn tenants(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.tenants.keys().map(|t| &**t).collect();
         names.sort_unstable();
         names
+    }
+
+    /// Rows of the tenant since the last call.
+    pub fn take_fresh(&mut self, tenant: &str) -> u32 {
+        self.tenants.get_mut(tenant).map_or(0, |clock| std::mem::take(&mut clock.fresh))
     }
 
     /// Notes that the tenants' clocks changed in this step (all that were heard).

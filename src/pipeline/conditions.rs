@@ -93,9 +93,10 @@ impl Partition {
         for turn in turned {
             match turn {
                 Turn::Up(taken) => {
+                    let row = u32::try_from(taken.row).unwrap_or(u32::MAX);
                     let now = around.row_now.get(taken.row).map_or(now, |at| Wall(*at));
-                    let active = around.active_at(u32::try_from(taken.row).unwrap_or(u32::MAX));
-                    self.take_actions(&taken, active, now, step, entries);
+                    let (active, clock) = (around.active_at(row), around.clock_at(row, taken.time));
+                    self.take_actions(&taken, (active, clock), now, step, entries);
                 }
                 Turn::Down { tenant, policy_tenant, policy_id, about, row: _ } => {
                     self.interventions.release(&tenant, &cause(&policy_tenant, &policy_id, &about));
@@ -104,12 +105,20 @@ impl Partition {
         }
     }
 
-    fn take_actions(&mut self, taken: &Taken, active: usize, now: Wall, step: &mut Step, entries: &mut Entries) {
+    fn take_actions(
+        &mut self,
+        taken: &Taken,
+        (active, clock): (usize, Micros),
+        now: Wall,
+        step: &mut Step,
+        entries: &mut Entries,
+    ) {
         let (tenant, policy) = (&taken.tenant, &taken.policy);
         if self.limits.current().suspends(tenant, &policy.tenant, &policy.id) {
             return;
         }
         if taken.policy.enforcement_mode != Mode::Block {
+            self.rollups.act(tenant, clock, taken.policy.enforcement_mode.as_str(), false);
             step.decisions.extend(taken.shadows(now).into_iter().map(|a| Decision::Audit(Box::new(a))));
             return;
         }
@@ -128,9 +137,11 @@ impl Partition {
                         let mut shadow =
                             taken.impossible(number, action, "the breaker has put its policy in shadow", now);
                         shadow.after["breaker"] = true.into();
+                        self.rollups.act(tenant, clock, "AUDIT", false);
                         step.decisions.push(Decision::Audit(Box::new(shadow)));
                         continue;
                     }
+                    self.rollups.act(tenant, clock, &record.kind, holds);
                     let care = Care::of(&taken.policy);
                     let said = self.interventions.order(record, Some(taken.cause()), care, now);
                     self.publish(said, now, step, entries);

@@ -1,6 +1,7 @@
 //! A [`Partition`] as the shell sees it: steps in, records and a digest out.
 
 use crate::clock::Wall;
+use crate::decide::commands::Command;
 use crate::decide::records::{Decision, Kind};
 use crate::kafka::core::{Core, CoreError, OutRecord, StateChange, StepInput, StepOutput, Topic};
 use crate::pipeline::encode::{self, Digest, Head};
@@ -34,18 +35,6 @@ impl Partition {
                 }
                 _ => false,
             };
-            if let Decision::Command(command) = decision {
-                let signed = self.settings.tuning.keys.sign_own((**command).clone());
-                // without a key nobody would believe it; a process that only looks (`explain`) has none
-                out.records.extend(signed.map(|payload| OutRecord {
-                    topic: Topic::Commands,
-                    partition: None,
-                    key: command.key().as_bytes().to_vec(),
-                    payload: Some(payload),
-                    headers: Vec::new(),
-                }));
-                continue;
-            }
             out.records.push(encode::record(decision, step.now, source)?);
         }
         for dead in &step.dead {
@@ -64,6 +53,17 @@ impl Partition {
             out.bytes += record.key.len() + record.payload.as_ref().map_or(0, Vec::len);
         }
         out.digest = digest.finish();
+        // a key may change, what is decided does not: the digest is over commands without their signatures
+        let keys = &self.settings.tuning.keys;
+        out.records.retain_mut(|record| {
+            if record.topic != Topic::Commands {
+                return true;
+            }
+            let command = record.payload.as_deref().and_then(|bytes| serde_json::from_slice::<Command>(bytes).ok());
+            record.payload = command.and_then(|command| keys.sign_own(command));
+            // without a key nobody would believe it; a process that only looks (`explain`) has none
+            record.payload.is_some()
+        });
         Ok(out)
     }
 }

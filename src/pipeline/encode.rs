@@ -80,8 +80,33 @@ pub fn record(decision: &Decision, now: Wall, source: &str) -> Result<OutRecord,
                 headers: head.headers(source),
             })
         }
+        Decision::Level(l) => {
+            let key = part(&l.tenant_id);
+            let id = format!("{key}/level/{}", l.revision);
+            let kind = format!("runwarden.level.{}", l.policy.as_str().to_lowercase());
+            event(
+                Topic::PolicyLevel,
+                &key,
+                source,
+                &Head { id, kind, time: l.evaluated_at, subject: &l.tenant_id },
+                &**l,
+            )
+        }
+        Decision::Response(r) => {
+            let id = format!("{}/{}", r.response_id, r.revision);
+            let head = Head { id, kind: "runwarden.response.planned".into(), time: now.0, subject: &r.response_id };
+            event(Topic::PolicyLevel, RESPONSE_KEY, source, &head, &**r)
+        }
+        Decision::Evaluation(e) => {
+            let id = format!("{}/{}", part(&e.tenant_id), rfc3339(e.minute));
+            let head = Head { id, kind: "runwarden.evaluation.minute".into(), time: now.0, subject: &e.tenant_id };
+            event(Topic::Evaluations, &e.tenant_id, source, &head, &**e)
+        }
     }
 }
+
+/// Key under which the policy-level topic keeps the latest response: no tenant has it, since theirs are percent-encoded.
+pub const RESPONSE_KEY: &str = "*/response";
 
 /// What a CloudEvent says of itself.
 pub struct Head<'a> {

@@ -10,10 +10,13 @@
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
 
 use crate::clock::Micros;
+use crate::decide::blindness::Turn as Sight;
 use crate::decide::conditions::Turn;
 use crate::decide::correlation::Member;
 use crate::decide::id;
+use crate::decide::level::Looked;
 use crate::decide::records::{Severity, Subject};
+use crate::pipeline::blinding::Failing;
 use crate::pipeline::intake;
 use crate::pipeline::limits::LimitSets;
 use crate::pipeline::runs::{Run, Seen};
@@ -39,6 +42,12 @@ pub enum What {
     Failure(Box<Failure>),
     /// An external alert is cleared.
     Cleared(String),
+    /// How the tenant stands is news.
+    Level(Box<Looked>),
+    /// How well the tenant is seen turns.
+    Sight(Sight),
+    /// The run begins, under a policy that fails closed.
+    Began(Box<Failing>),
 }
 
 /// What a `run.failed` says.

@@ -6,6 +6,7 @@
 
 mod acting;
 mod activity;
+mod blinding;
 mod breaking;
 pub mod checkpoint;
 pub mod clocks;
@@ -17,9 +18,11 @@ mod entries;
 pub mod happenings;
 pub mod intake;
 pub mod judge;
+mod leveling;
 pub mod limits;
 pub mod overflow;
 pub mod partition;
+mod rollups;
 pub mod runs;
 pub mod simulate;
 mod split;

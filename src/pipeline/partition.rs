@@ -14,15 +14,20 @@ use datafusion::arrow::record_batch::RecordBatch;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, Wall};
+use crate::decide::blindness::{Bounds, Sights};
 use crate::decide::breaker::{Breakers, Share};
 use crate::decide::correlation::{Correlation, View};
 use crate::decide::interventions::{Acting, Interventions};
 use crate::decide::lessons::Lessons;
+use crate::decide::level;
 use crate::decide::levels::Levels;
+use crate::decide::overall::Overall;
 use crate::decide::records::Decision;
+use crate::decide::respond::Responses;
 use crate::decide::sql::Prepared;
 use crate::kafka::core::{CoreError, Input, InputBatch, OutRecord, StepInput};
 use crate::pipeline::activity::Activity;
+use crate::pipeline::blinding;
 use crate::pipeline::clocks::{Clocks, EndClock};
 use crate::pipeline::conditions::Standing;
 use crate::pipeline::ends::NotesOfRuns;
@@ -30,7 +35,9 @@ use crate::pipeline::entries::Entries;
 use crate::pipeline::happenings::{self, Happening, What};
 use crate::pipeline::intake::{self, InputNames, Own, Rows};
 use crate::pipeline::judge::{self, MetricPlan};
+use crate::pipeline::leveling;
 use crate::pipeline::limits::{LimitSets, MetricInfo};
+use crate::pipeline::rollups::Rollups;
 use crate::pipeline::runs::{Bound, RunTable, Seen};
 use crate::pipeline::terms::Tuning;
 use crate::pipeline::watcher::{GroupCache, Watcher};
@@ -51,6 +58,8 @@ pub struct Settings {
     pub metrics: Vec<Arc<Metric>>,
     /// Text of `queries/decide/thresholds.sql`.
     pub thresholds: String,
+    /// Text of `queries/decide/level.sql`.
+    pub level: String,
     /// `queries/decide/correlation.sql`, compiled.
     pub correlation: Arc<Query>,
     /// The policies that should be in force.
@@ -78,6 +87,8 @@ pub struct Settings {
     pub acting: Acting,
     /// `[breaker]`
     pub breaker: Share,
+    /// `[blindness]`
+    pub blindness: Bounds,
     /// Input topics, for the origin of rows.
     pub inputs: InputNames,
     /// CloudEvents source of this deployment.
@@ -122,6 +133,8 @@ pub struct Step {
     pub finals: Vec<(usize, RecordBatch)>,
     /// What to count.
     pub counts: Counts,
+    /// Tenants whose rows were taken, and how many.
+    pub heard: Vec<(Arc<str>, u32)>,
 }
 
 /// Figures of a step, for metrics and summaries.
@@ -176,6 +189,13 @@ pub struct Partition {
     pub(super) breakers: Breakers,
     pub(super) activity: Activity,
     pub(super) notes: NotesOfRuns,
+    pub(super) sights: Sights,
+    pub(super) rollups: Rollups,
+    /// How each tenant stands, and, at the owner of `*`, how all do and what is done about it.
+    pub(super) tenant_levels: level::Levels,
+    pub(super) overall: Overall,
+    pub(super) responses: Responses,
+    pub(super) responses_dirty: bool,
     pub(super) runs: RunTable,
     pub(super) clocks: Clocks,
     pub(super) meta: Meta,
@@ -208,6 +228,9 @@ pub(super) struct Meta {
     /// Its revision; 0 before any was followed.
     #[serde(default)]
     pub revision: u64,
+    /// Clock of the last look at the lag that found something to say.
+    #[serde(default)]
+    pub lag_looked: Micros,
 }
 
 /// The plans of the metrics, in order.
@@ -256,6 +279,8 @@ impl Partition {
             judge::prepare(&settings.thresholds).map_err(|e| core_error("cannot prepare the thresholds")(&e))?;
         let correlation = Correlation::new(Arc::clone(&settings.correlation))
             .map_err(|e| core_error("cannot set up the correlation")(&e))?;
+        let tenant_levels = level::Levels::new(settings.tuning.leveling, &settings.level)
+            .map_err(|e| core_error("cannot prepare the policy level")(&e))?;
         let key_sets = (0..plans.len()).map(|q| engine.key_set(q)).collect();
         let snapshot = Arc::clone(&settings.snapshot);
         Ok(Self {
@@ -270,7 +295,13 @@ impl Partition {
             breakers: Breakers::new(settings.breaker),
             activity: Activity::default(),
             notes: NotesOfRuns::default(),
+            sights: Sights::new(settings.blindness),
+            rollups: Rollups::default(),
             standing: Standing::new(&snapshot, plans.iter().map(|p| p.name.clone())),
+            tenant_levels,
+            overall: Overall::default(),
+            responses: Responses::default(),
+            responses_dirty: false,
             runs: RunTable::new(run_retention(&settings), settings.stream.max_live_keys.saturating_mul(2)),
             clocks: Clocks::default(),
             meta: Meta { snapshot: snapshot.id().to_string(), ..Meta::default() },
@@ -384,12 +415,16 @@ impl Partition {
         self.take_outcomes(&input.inputs, now, &mut step, &mut entries);
         self.pass_deadlines(now, &mut step, &mut entries);
         self.return_lessons(now, &mut step);
+        self.watch_lag(&input.inputs, now, &mut step, &mut entries);
         let idle = if tick { self.clocks.idle(self.settings.idle_timeout, &self.meta.end) } else { Vec::new() };
         for (tenant, clock) in &idle {
             let watermark = clock.saturating_sub(self.settings.stream.lateness);
             self.dedup.expire(tenant, watermark);
             self.runs.expire(tenant, *clock);
             self.lessons.expire(tenant, *clock);
+            self.age_level(tenant, *clock, now, &mut step, &mut entries);
+            self.watch_silence(tenant, *clock, now, &mut step, &mut entries);
+            self.clocks.pass(tenant, *clock);
             for (tenant, run) in self.runs.take_denied() {
                 self.interventions.admit(&tenant, &run);
             }
@@ -402,6 +437,7 @@ impl Partition {
             let output = self.engine.close_all().map_err(|e| core_error("cannot close the windows")(&e))?;
             self.decide(output, &mut Around::none(Wall(self.meta.now)), &mut step, &mut entries)?;
         }
+        self.roll_up(input.finish, &mut step);
         self.runs.settle();
         step.counts.lessons_failed = self.lessons.take_failed();
         let clocks = &self.clocks;
@@ -453,10 +489,11 @@ impl Partition {
             self.correlation.next_mute(&self.silences, Wall(self.meta.now)).filter(|_| !self.settings.event_clock);
         let due = self.interventions.next_due().into_iter().chain(self.lessons.next_due()).min();
         let due = due.filter(|_| !self.settings.event_clock);
+        let level = self.next_ageing().filter(|_| !self.settings.event_clock);
         let terms = self.writer.next_end().filter(|_| !self.settings.event_clock);
         // another snapshot waits for a step
         let adopt = self.adopt_revision.map(|_| self.meta.now);
-        tick.into_iter().chain(terms).chain(mute).chain(due).chain(adopt).min().map(Wall)
+        tick.into_iter().chain(terms).chain(level).chain(mute).chain(due).chain(adopt).min().map(Wall)
     }
 
     fn adopt_snapshot(&mut self, now: Wall, step: &mut Step, entries: &mut Entries) {
@@ -567,6 +604,7 @@ impl Partition {
                 step.dead.push(late_letter(&batch, late.row as usize));
             }
         }
+        self.watch_rows(&batch, &output.late, &output.overflows, &mut around);
         around.batch = Some(batch);
         self.decide(output, &mut around, step, entries)?;
         self.settle_happenings(u32::MAX, &mut around, step, entries);
@@ -574,6 +612,8 @@ impl Partition {
         let tenants: BTreeSet<Arc<str>> = std::mem::take(&mut around.tenants);
         for tenant in tenants {
             self.clocks.touch(&tenant);
+            let rows = self.clocks.take_fresh(&tenant);
+            step.heard.push((tenant, rows));
         }
         Ok(())
     }
@@ -589,6 +629,7 @@ impl Partition {
         let count = batch.rows.num_rows();
         let (timed, ambiguous) = (self.limits.timed(), self.limits.may_be_ambiguous());
         let holds = self.limits.current().policies().iter().any(|p| p.counts() && p.enforcement_mode == Mode::Block);
+        let fails_closed = !self.settings.event_clock && blinding::fails_closed(self.limits.current());
         let mut around = Around::none(now);
         around.clocks.reserve(count);
         around.run_sets.reserve(count);
@@ -602,6 +643,8 @@ impl Partition {
             }
             if !around.tenants.contains(tenant) {
                 around.tenants.insert(tenant.into());
+                let row = u32::try_from(row).unwrap_or(u32::MAX);
+                around.happenings.extend(self.hears(tenant, row, time));
             }
             // also by rows without a run: a tenant may send nothing else
             self.runs.expire(tenant, clock);
@@ -611,6 +654,16 @@ impl Partition {
             }
             let event_type = intake::get(types, row).unwrap_or_default();
             let at = u32::try_from(row).unwrap_or(u32::MAX);
+            let sample = (event_type == "governance.sample").then(|| leveling::sample(&batch.rows, row)).flatten();
+            if sample.is_some() || self.tenant_levels.is_due(tenant, clock) {
+                let now = around.row_now.get(row).map_or(now, |at| Wall(*at));
+                let locks = sample.as_ref().is_some_and(|sample| sample.trust_locked == Some(true));
+                let looked = self.tenant_levels.look(tenant, sample.map(|sample| (sample, time)), clock, now);
+                around.happenings.extend(looked.filter(|looked| looked.changed || locks).map(|looked| {
+                    let what = What::Level(Box::new(looked));
+                    Happening { row: at, tenant: tenant.into(), run: "".into(), time, what }
+                }));
+            }
             let alert = happenings::may_alert(event_type)
                 .then(|| happenings::alert(&batch.rows, row, time, self.settings.alerting.external_timeout))
                 .flatten();
@@ -621,7 +674,10 @@ impl Partition {
                 around.run_sets.push(u32::MAX);
                 around.run_agents.push(None);
                 let groups = GROUPS.into_iter().zip(fields).filter_map(|(scope, id)| Some((scope, id?)));
-                step.counts.uncovered += u64::from(!self.limits.cover(tenant, groups));
+                if !self.limits.cover(tenant, groups) {
+                    step.counts.uncovered += 1;
+                    self.clocks.uncovered(tenant);
+                }
                 continue;
             };
             if holds {
@@ -663,6 +719,18 @@ impl Partition {
                     set
                 }
             };
+            // what is late does not begin now
+            if fails_closed && bound == Bound::New && time >= clock.saturating_sub(self.settings.stream.lateness) {
+                let failing = blinding::failing(&seen, run, set, &mut self.limits);
+                let what = failing.map(|failing| What::Began(Box::new(failing)));
+                around.happenings.extend(what.map(|what| Happening {
+                    row: at,
+                    tenant: tenant.into(),
+                    run: run_id.into(),
+                    time,
+                    what,
+                }));
+            }
             if bound == Bound::Changed {
                 around.changed.insert((tenant.into(), run_id.into()));
                 // only where limits have times are lines of runs remembered by group
@@ -675,7 +743,10 @@ impl Partition {
                 let groups = groups.iter().filter_map(|(scope, id)| Some((*scope, id.as_deref()?)));
                 let limits = &mut self.limits;
                 let covered = *run.covered.get_or_insert_with(|| limits.cover(tenant, groups));
-                step.counts.uncovered += u64::from(!covered);
+                if !covered {
+                    step.counts.uncovered += 1;
+                    self.clocks.uncovered(tenant);
+                }
             }
             if (ambiguous || run.denied)
                 && let Ok(row) = u32::try_from(row)

@@ -363,6 +363,17 @@ impl RunTable {
         self.get(tenant, run).map_or(0, |run| run.first)
     }
 
+    /// Whether any run of the tenant is remembered.
+    pub fn knows(&self, tenant: &str) -> bool {
+        self.tenants.contains_key(tenant)
+    }
+
+    /// Whether a run of the tenant sent something since an event time and has not ended.
+    pub fn under_way(&self, tenant: &str, since: Micros) -> bool {
+        let runs = self.tenants.get(tenant).into_iter().flat_map(|t| t.runs.values());
+        runs.into_iter().any(|run| run.last >= since && !run.has_ended())
+    }
+
     /// Whether a run of this tenant has this agent.
     pub fn names_agent(&self, tenant: &str, agent: &str) -> bool {
         let runs = self.tenants.get(tenant).into_iter().flat_map(|t| t.runs.values());

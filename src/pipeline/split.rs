@@ -10,7 +10,8 @@ use crate::decide::id::first_part;
 use crate::kafka::core::{CoreError, StateChange};
 use crate::pipeline::checkpoint::{
     ACTIVITY, ALERTS, ANSWERS, BREAKERS, CLOCKS, Changes, DEBOUNCE, DEDUP, ENTITIES, INTERVENTIONS, LESSONS, LEVELS,
-    MEMBERS, META, NOTES, REGISTER, RUNS, SILENCES, SNAPSHOTS, STOPPED, WINDOWS, from_json, raw_key, refuse,
+    MEMBERS, META, NOTES, OVERALL, REGISTER, ROLLUPS, RUNS, SIGHTS, SILENCES, SNAPSHOTS, STOPPED, TENANT_LEVELS,
+    WINDOWS, from_json, raw_key, refuse,
 };
 use crate::pipeline::intake;
 use crate::pipeline::partition::{Meta, Partition};
@@ -30,10 +31,10 @@ fn owner(key: &[u8]) -> Result<Owner, CoreError> {
     let tenant = match tag {
         DEDUP => dedup::tenant_of(rest).ok().map(Into::into),
         ALERTS | ANSWERS | INTERVENTIONS | LEVELS | ENTITIES | RUNS | CLOCKS | STOPPED | LESSONS | DEBOUNCE
-        | BREAKERS | ACTIVITY | NOTES => first_part(rest),
+        | BREAKERS | ACTIVITY | NOTES | TENANT_LEVELS | SIGHTS | ROLLUPS => first_part(rest),
         SNAPSHOTS | SILENCES | META => return Ok(Owner::Everyone),
         // the one writer is the owner of `*`
-        REGISTER => Some("*".to_owned()),
+        REGISTER | OVERALL => Some("*".to_owned()),
         other => return Err(refuse(format!("nobody knows whose state of the kind {:?} is", char::from(other)))),
     };
     tenant.map(Owner::Tenant).ok_or_else(|| refuse("a key that names no tenant"))
@@ -98,7 +99,7 @@ fn merge(metas: Vec<Meta>) -> Option<Meta> {
         debug_assert_eq!(a.end, b.end, "both were restarted");
         let snapshot = if a.snapshot == b.snapshot { a.snapshot } else { String::new() };
         let revision = if snapshot.is_empty() { a.revision.min(b.revision) } else { a.revision.max(b.revision) };
-        Meta { now: a.now.max(b.now), end: a.end, snapshot, revision }
+        Meta { now: a.now.max(b.now), end: a.end, snapshot, revision, lag_looked: a.lag_looked.max(b.lag_looked) }
     })
 }
 

@@ -10,9 +10,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::clock::Micros;
+use crate::decide::blindness::Bounds;
 use crate::decide::breaker::Share;
 use crate::decide::commands::Keyring;
 use crate::decide::interventions::Acting;
+use crate::decide::level::Leveling;
+use crate::decide::respond::Responding;
 use crate::decide::{self, correlation};
 use crate::pipeline::intake::InputNames;
 use crate::pipeline::partition::{Alerting, InForce, Settings, scope_of};
@@ -26,6 +29,8 @@ pub type Text = (String, String);
 /// The names under which a set carries the two queries that are no metrics.
 const THRESHOLDS: &str = "decide/thresholds.sql";
 const CORRELATION: &str = "decide/correlation.sql";
+/// That of the policy level; a set that carries none works under the one that is shipped.
+const LEVEL: &str = "decide/level.sql";
 
 /// The texts a core is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +41,8 @@ pub struct Texts {
     pub thresholds: Text,
     /// `queries/decide/correlation.sql`
     pub correlation: Text,
+    /// `queries/decide/level.sql`
+    pub level: Text,
     /// `config/policies/**/*.{yaml,yml,json}`
     pub policies: Vec<Text>,
     /// `config/prices.toml`; `None`: no price table
@@ -54,6 +61,7 @@ impl Texts {
         }
         queries.insert(THRESHOLDS.to_owned(), self.thresholds.1.clone());
         queries.insert(CORRELATION.to_owned(), self.correlation.1.clone());
+        queries.insert(LEVEL.to_owned(), self.level.1.clone());
         let prices = self.prices.as_ref().map(|(_, text)| text.clone()).unwrap_or_default();
         Terms { queries, prices, settings: tuning.decisive() }
     }
@@ -67,12 +75,13 @@ impl Texts {
             let text = terms.queries.get(name).ok_or_else(|| format!("{name}: the set does not carry it"))?;
             Ok::<Text, String>((name.to_owned(), text.clone()))
         };
-        let metric = |(name, _): &(&String, &String)| *name != THRESHOLDS && *name != CORRELATION;
+        let metric = |(name, _): &(&String, &String)| ![THRESHOLDS, CORRELATION, LEVEL].contains(&name.as_str());
         let owned = |(name, text): (&String, &String)| (name.clone(), text.clone());
         Ok(Self {
             metrics: terms.queries.iter().filter(metric).map(owned).collect(),
             thresholds: needed(THRESHOLDS)?,
             correlation: needed(CORRELATION)?,
+            level: needed(LEVEL).unwrap_or_else(|_| (LEVEL.to_owned(), decide::level::SHIPPED.to_owned())),
             policies: Vec::new(),
             prices: (!terms.prices.is_empty()).then(|| ("prices".to_owned(), terms.prices.clone())),
         })
@@ -201,12 +210,18 @@ pub struct Tuning {
     pub acting: Acting,
     /// `[breaker]`
     pub breaker: Share,
+    /// `[blindness]`
+    pub blindness: Bounds,
     /// `[telemetry]` and bounds; prices are added
     pub telemetry: telemetry::Settings,
     /// `[topics]`
     pub inputs: InputNames,
     /// CloudEvents source.
     pub source: String,
+    /// `[level]`
+    pub leveling: Leveling,
+    /// `[respond]`
+    pub responding: Responding,
     /// Keys of `[[auth.keys]]`.
     pub keys: Arc<Keyring>,
 }
@@ -224,6 +239,12 @@ struct Decisive {
     acting: Acting,
     #[serde(default)]
     breaker: Share,
+    #[serde(default)]
+    blindness: Bounds,
+    #[serde(default)]
+    leveling: Leveling,
+    #[serde(default)]
+    responding: Responding,
 }
 
 impl Tuning {
@@ -237,6 +258,9 @@ impl Tuning {
             alerting: self.alerting,
             acting: self.acting,
             breaker: self.breaker,
+            blindness: self.blindness,
+            leveling: self.leveling,
+            responding: self.responding.clone(),
         };
         serde_json::to_string(&decisive).unwrap_or_default()
     }
@@ -249,6 +273,8 @@ impl Tuning {
             self.idle_timeout = set.idle_timeout_us;
             self.dedup = (set.dedup_horizon_us, set.dedup_ids);
             (self.alerting, self.acting, self.breaker) = (set.alerting, set.acting, set.breaker);
+            self.blindness = set.blindness;
+            (self.leveling, self.responding) = (set.leveling, set.responding);
         }
         self
     }
@@ -355,6 +381,11 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Vec<String>> {
         Err(e) => fault(&format!("{}: {e}", texts.thresholds.0)),
         Ok(_) => {}
     }
+    match decide::level::prepare(&texts.level.1) {
+        Err(decide::sql::Error::Compile(e)) => fault(&placed(&texts.level, &e)),
+        Err(e) => fault(&format!("{}: {e}", texts.level.0)),
+        Ok(_) => {}
+    }
     let members = correlation::compile(&texts.correlation.1);
     let members = members.map_err(|e| fault(&placed(&texts.correlation, &e))).ok();
     let prices = match &texts.prices {
@@ -397,6 +428,7 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Vec<String>> {
     let settings = Settings {
         metrics,
         thresholds: texts.thresholds.1.clone(),
+        level: texts.level.1.clone(),
         correlation,
         snapshot: Arc::new(snapshot),
         terms: Arc::new(shape),
@@ -410,6 +442,7 @@ pub fn build(texts: &Texts, tuning: Tuning) -> Result<Loaded, Vec<String>> {
         alerting: tuning.alerting,
         acting: tuning.acting,
         breaker: tuning.breaker,
+        blindness: tuning.blindness,
         inputs: tuning.inputs,
         source: tuning.source,
         finals: false,

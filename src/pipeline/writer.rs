@@ -17,6 +17,7 @@ use crate::decide::records::{Audit, CommandResult, Decision, PolicyRecord, Subje
 use crate::kafka::core::{Input, InputBatch};
 use crate::pipeline::entries::Entries;
 use crate::pipeline::intake;
+use crate::pipeline::leveling;
 use crate::pipeline::partition::{Partition, Step};
 use crate::pipeline::terms::{Judge, set_digest};
 use crate::policy::{
@@ -315,7 +316,7 @@ impl Partition {
             Err(why) => self.refuse(received, key, offset, why, now, step),
         };
         // an id is not burnt by who has no right to use it
-        if received.unsigned.is_none() {
+        if received.unsigned.is_none() && command.kind != leveling::REPORT {
             self.writer.remember(received.digest.clone(), now.0, result);
         }
     }
@@ -335,11 +336,18 @@ impl Partition {
             commands::Writer::Everyone if key != "*" => {
                 return Err(Refusal::new("key", format!("{} has one writer: its key is `*`", command.kind)));
             }
-            commands::Writer::Tenant if key == "*" || key != command.tenant_id => {
+            // what concerns all may be alerted of under `*`
+            commands::Writer::Tenant
+                if (key == "*" && !matches!(command.kind.as_str(), "alert.raise" | "alert.clear"))
+                    || key != command.tenant_id =>
+            {
                 let reason = format!("{} concerns one tenant: its tenant_id and its key are the same", command.kind);
                 return Err(Refusal::new("key", reason));
             }
             _ => {}
+        }
+        if command.kind == leveling::REPORT {
+            return Ok(());
         }
         if !self.settings.event_clock {
             let age = now.0.saturating_sub(command.issued_at);
@@ -357,6 +365,9 @@ impl Partition {
     }
 
     fn apply(&mut self, command: &Command, by: &By, now: Wall, entries: &mut Entries) -> Result<Done, Refusal> {
+        if leveling::is_ours(&command.kind) {
+            return self.respond(command, by, now, entries);
+        }
         if commands::known(&command.kind).is_some_and(|(writer, _)| writer == commands::Writer::Tenant) {
             return self.act_on(command, by, now, entries);
         }
@@ -466,10 +477,11 @@ impl Partition {
     }
 }
 
-struct Sender<'a> {
-    principal: &'a str,
-    authority: u8,
-    cause: &'a str,
+/// Who acted, and what makes the audit lines of it unique.
+pub(super) struct Sender<'a> {
+    pub(super) principal: &'a str,
+    pub(super) authority: u8,
+    pub(super) cause: &'a str,
 }
 
 fn result_of(received: &Received, key: &str, offset: i64, status: &str, code: &str, reason: String) -> CommandResult {
@@ -489,7 +501,7 @@ fn result_of(received: &Received, key: &str, offset: i64, status: &str, code: &s
     }
 }
 
-fn audit(act: Act, number: usize, by: &Sender<'_>, now: Wall) -> Audit {
+pub(super) fn audit(act: Act, number: usize, by: &Sender<'_>, now: Wall) -> Audit {
     let Act { kind, subject, id, tenant, principal, before, after, reason } = act;
     Audit {
         audit_id: id::of(&[&tenant, kind, &id, by.cause, &number.to_string(), &now.0.to_string()]),

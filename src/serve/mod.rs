@@ -5,6 +5,8 @@
 
 pub mod health;
 pub mod http;
+pub mod level;
 mod page;
+pub mod respond;
 
 pub use health::Health;

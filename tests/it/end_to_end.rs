@@ -19,7 +19,7 @@ use runwarden::kafka::client::Isolation;
 use runwarden::kafka::produce::{Producer, Send};
 use runwarden::kafka::reader::{Ends, OwnedRecord, Reader, read_topic};
 use runwarden::kafka::{ClientSettings, Topics};
-use runwarden::pipeline::simulate::Simulation;
+use runwarden::pipeline::simulate::{Report, Simulation};
 use serde_json::Value;
 
 use crate::support::broker::{shared, signal, skipped};
@@ -195,8 +195,8 @@ listen = \"127.0.0.1:0\"
         topics.flat_map(of).filter(|said| !applied(said)).collect()
     }
 
-    /// What a simulation with the same configuration decides on the same lines.
-    fn oracle(&self) -> Vec<Said> {
+    /// A simulation with the same configuration of the same lines.
+    fn simulated(&self) -> Report {
         let config = Config::load(Some(&self.config()), Vec::new()).unwrap();
         let paths = &config.paths;
         let texts = Texts::read(&paths.queries, &paths.policies, &paths.prices).unwrap();
@@ -209,6 +209,11 @@ listen = \"127.0.0.1:0\"
         }
         let report = simulation.finish().unwrap();
         assert!(report.dead.is_empty());
+        report
+    }
+
+    /// What the simulation decides; the minutes of its roll-ups are apart, since a live run may stop within one.
+    fn oracle(&self) -> Vec<Said> {
         let said = |d: &Decision| match d {
             Decision::Signal(s) => Said::new("signal", serde_json::to_value(&**s).unwrap()),
             Decision::Alert(a) => Said::new("alert", serde_json::to_value(&**a).unwrap()),
@@ -218,8 +223,31 @@ listen = \"127.0.0.1:0\"
             Decision::Run(r) => Said::new("run", serde_json::to_value(&**r).unwrap()),
             Decision::Audit(a) => Said::new("audit", serde_json::to_value(&**a).unwrap()),
             Decision::Command(_) | Decision::CommandResult(_) | Decision::Policy(_) => panic!("nobody sent a command"),
+            Decision::Level(_) | Decision::Response(_) => panic!("there are no samples"),
+            Decision::Evaluation(_) => unreachable!("left out below"),
         };
-        report.decisions.iter().map(said).collect()
+        let decisions = self.simulated().decisions;
+        decisions.iter().filter(|d| !matches!(d, Decision::Evaluation(_))).map(said).collect()
+    }
+
+    /// The roll-ups on their topic are those of the simulation, and each says what time was spent.
+    fn evaluations_are_those_of_the_simulation(&self) {
+        let decisions = self.simulated().decisions;
+        let wanted = decisions.iter().filter_map(|d| match d {
+            Decision::Evaluation(e) => Some(serde_json::to_value(&**e).unwrap().to_string()),
+            _ => None,
+        });
+        let (mut wanted, mut spent): (Vec<String>, u64) = (wanted.collect(), 0);
+        let mut found: Vec<String> = Vec::new();
+        for record in self.read(&self.topics.evaluations) {
+            let mut value: Value = serde_json::from_slice(&record.payload.unwrap()).unwrap();
+            spent += value.as_object_mut().unwrap().remove("time_spent_us").unwrap().as_u64().unwrap();
+            found.push(value.to_string());
+        }
+        wanted.sort_unstable();
+        found.sort_unstable();
+        assert!(wanted.len() > 5 && spent > 0, "{} roll-ups, {spent} µs", wanted.len());
+        assert_same(&found, &wanted, "roll-ups");
     }
 
     /// A sidecar that runs until it is told to stop; `life` numbers its log.
@@ -470,6 +498,7 @@ fn until_end_equals_simulate(test: &str, partitions: i32) {
     let found = site.said();
     assert_same(&texts(found.iter()), &texts(wanted.iter()), "topics and simulation");
     assert!(site.read(&site.topics.dead_letter).is_empty() && site.read(&site.topics.repartition).is_empty());
+    site.evaluations_are_those_of_the_simulation();
     println!("{partitions} partitions: {} events, {} decisions equal, in {took:?}", site.lines.len(), found.len());
     // a second run finds nothing left to do
     site.done(&["run", "--until-end", "--config"]);

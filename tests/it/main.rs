@@ -7,6 +7,7 @@
 )]
 
 mod acting;
+mod blindness;
 mod bounds;
 mod commands;
 mod conditions;
@@ -14,6 +15,7 @@ mod decisions;
 mod demo_traffic;
 mod determinism;
 mod end_to_end;
+mod evaluations;
 mod fuzz;
 mod governance;
 mod governed;
@@ -21,10 +23,15 @@ mod kafka_bounds;
 mod kafka_mock;
 mod kafka_real;
 mod lessons;
+mod level;
+mod level_files;
+mod level_live;
 mod manual;
 mod observability;
 mod policy_tests;
 mod real_hour;
+mod respond;
+mod respond_files;
 mod sidecar;
 mod simulation;
 mod storm;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use runwarden::clock::Wall;
+use runwarden::decide::id;
 use runwarden::decide::records::{Decision, Kind};
 use runwarden::pipeline::simulate::{FinalWindow, Report, Simulation, windows};
 use runwarden::telemetry::{Decoder, Origin};
@@ -159,4 +160,102 @@ fn every_level_that_rises_ends_and_every_alert_is_resolved() {
     assert!(up.len() > 10 && alerts.len() > 3, "{} levels, {} alerts", up.len(), alerts.len());
     assert_eq!(up.iter().find(|(_, n)| **n != 0), None, "a level that rose has not ended");
     assert_eq!(alerts.iter().find(|(_, s)| **s != "RESOLVED"), None, "an alert is still open");
+}
+
+/// An alert: tenant, key, count and total of members, times of the first and the last, ids.
+type Group<'a> = (&'a str, &'a str, u64, u64, i64, i64, Vec<&'a str>);
+
+/// What enters the alerts: tenant, key, event time, id.
+type Entered = (String, String, i64, String);
+
+/// Signals and failures, from the signals and the lines alone: of the run's agent, or else of whom it is about.
+fn entered(lines: &[String], report: &Report) -> Vec<Entered> {
+    let agents: BTreeMap<String, String> = lines
+        .iter()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter_map(|e| Some((e["run_id"].as_str()?.to_owned(), e["agent_id"].as_str()?.to_owned())))
+        .collect();
+    let mut all = Vec::new();
+    for line in lines.iter().filter(|line| line.contains("run.failed")) {
+        let e: Value = serde_json::from_str(line).unwrap();
+        let text = |name: &str| e[name].as_str().unwrap_or_default().to_owned();
+        if text("severity") == "NONE" {
+            continue;
+        }
+        let time = chrono::DateTime::parse_from_rfc3339(&text("event_time")).unwrap().timestamp_micros();
+        let (tenant, event) = (text("tenant_id"), text("event_id"));
+        let own = if event.is_empty() { format!("RUN:{}", text("run_id")) } else { event };
+        let id = id::of(&[&tenant, "run.failed", &own, &id::rfc3339(time)]);
+        all.push((tenant, format!("AGENT:{}", agents[&text("run_id")]), time, id));
+    }
+    for decision in &report.decisions {
+        let Decision::Signal(s) = decision else { continue };
+        if s.kind == Kind::Resolved || s.mode == "AUDIT" {
+            continue;
+        }
+        let own = (s.scope.kind == "AGENT").then(|| s.scope.id.clone());
+        let agent = own.or_else(|| agents.get(s.run_id.as_deref()?).cloned());
+        let key = agent.map_or_else(|| format!("{}:{}", s.scope.kind, s.scope.id), |agent| format!("AGENT:{agent}"));
+        all.push((s.tenant_id.clone(), key, s.event_time, s.signal_id.clone()));
+    }
+    all
+}
+
+#[test]
+fn alerts_of_the_hour_are_the_groups_of_an_independent_computation() {
+    let Some(lines) = real_hour() else { return };
+    const GAP: i64 = 300_000_000;
+    let report = simulate(lines, 4096);
+    let mut entered = entered(lines, &report);
+    entered.sort_by(|a, b| (&a.0, &a.1, a.2).cmp(&(&b.0, &b.1, b.2)));
+    // plain code: of one tenant and key, each within five minutes of the last
+    type Members = Vec<(i64, String)>;
+    let mut groups: Vec<(String, String, Members)> = Vec::new();
+    for (tenant, key, time, id) in &entered {
+        match groups
+            .last_mut()
+            .filter(|(t, k, members)| (t, k) == (tenant, key) && time - members[members.len() - 1].0 < GAP)
+        {
+            Some((.., members)) => members.push((*time, id.clone())),
+            None => groups.push((tenant.clone(), key.clone(), vec![(*time, id.clone())])),
+        }
+    }
+    let mut last: BTreeMap<&str, &runwarden::decide::records::Alert> = BTreeMap::new();
+    for decision in &report.decisions {
+        if let Decision::Alert(a) = decision {
+            let known = |source: &String| matches!(source.as_str(), "signal" | "failure");
+            assert!(a.sources.iter().all(known), "{:?}", a.sources);
+            last.insert(&a.alert_id, a);
+        }
+    }
+    let mut found: Vec<Group<'_>> = last
+        .values()
+        .map(|a| {
+            let mut members: Vec<&str> = a.members.iter().map(String::as_str).collect();
+            members.sort_unstable();
+            (&*a.tenant_id, &*a.correlation_key, a.alert_count, a.members_total, a.first_seen, a.last_seen, members)
+        })
+        .collect();
+    let mut wanted: Vec<Group<'_>> = groups
+        .iter()
+        .map(|(tenant, key, members)| {
+            assert!(members.len() <= 100, "all members are listed");
+            let count = members.len() as u64;
+            let mut ids: Vec<&str> = members.iter().map(|(_, id)| id.as_str()).collect();
+            ids.sort_unstable();
+            (tenant.as_str(), key.as_str(), count, count, members[0].0, members[members.len() - 1].0, ids)
+        })
+        .collect();
+    found.sort();
+    wanted.sort();
+    assert!(wanted.len() > 3, "only {} groups", wanted.len());
+    let largest = wanted.iter().map(|w| w.2).max().unwrap();
+    println!(
+        "{} signals and failures of the hour are {} alerts, the largest of {largest} members",
+        entered.len(),
+        wanted.len()
+    );
+    assert_eq!(found.iter().find(|f| !wanted.contains(f)), None, "an alert that should not be");
+    assert_eq!(wanted.iter().find(|w| !found.contains(w)), None, "an alert that is missing");
+    assert_eq!(found.len(), wanted.len());
 }

@@ -306,7 +306,9 @@ fn sorted(values: impl Iterator<Item = (&'static str, Value)>) -> Vec<String> {
 }
 
 fn expected(report: &Report) -> Vec<String> {
-    sorted(report.decisions.iter().map(|d| match d {
+    // what was heard in which minute depends on the order of the rows, and keys may change that
+    let said = report.decisions.iter().filter(|d| !matches!(d, Decision::Evaluation(_)));
+    sorted(said.map(|d| match d {
         Decision::Signal(s) => ("signal", serde_json::to_value(&**s).unwrap()),
         Decision::Alert(a) => ("alert", serde_json::to_value(&**a).unwrap()),
         Decision::Intervention(i) => ("intervention", serde_json::to_value(&**i).unwrap()),
@@ -317,6 +319,8 @@ fn expected(report: &Report) -> Vec<String> {
         Decision::Command(_) => panic!("nobody sent a command"),
         Decision::CommandResult(r) => ("result", serde_json::to_value(&**r).unwrap()),
         Decision::Policy(p) => ("policy", serde_json::from_str(p.record.as_deref().unwrap()).unwrap()),
+        Decision::Level(_) | Decision::Response(_) => panic!("there are no samples"),
+        Decision::Evaluation(_) => unreachable!("left out above"),
     }))
 }
 

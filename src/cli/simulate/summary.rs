@@ -106,7 +106,10 @@ impl Summary {
                 | Decision::CommandResult(_)
                 | Decision::Guardian(_)
                 | Decision::Policy(_)
-                | Decision::Run(_) => continue,
+                | Decision::Run(_)
+                | Decision::Level(_)
+                | Decision::Response(_)
+                | Decision::Evaluation(_) => continue,
             };
             *counts.entry(file).or_default().entry(kind).or_default() += 1;
         }

@@ -78,6 +78,19 @@ impl Interventions {
         Ok(self.take_back(&slot, by.principal, by.reason, now))
     }
 
+    /// What asked for pauses has ended, and nobody needs them any longer: those that nothing else asks for are taken back.
+    pub fn lift(&mut self, tenant: &str, cause: &str, why: &str, now: Wall) -> Vec<Intervention> {
+        let held = self.held.get(&(tenant.to_owned(), cause.to_owned())).cloned().unwrap_or_default();
+        self.release(tenant, cause);
+        let mut said = Vec::new();
+        for slot in held.iter().filter(|slot| slot.kind == "PAUSE") {
+            if self.slots.get(slot).is_some_and(|live| live.causes.is_empty()) {
+                said.extend(self.take_back(slot, super::due::OURSELVES, why, now));
+            }
+        }
+        said
+    }
+
     pub(super) fn take_back(&mut self, slot: &Slot, by: &str, why: &str, now: Wall) -> Vec<Intervention> {
         let reverted = self.step(slot, State::Reverted, now, |record| {
             record.reverted_at = Some(now.0);

@@ -8,7 +8,7 @@ use crate::decide::records::{Intervention, InterventionState as State};
 use super::{Interventions, Live, Order, Slot, life};
 
 /// Who acts where nobody asked.
-const OURSELVES: &str = "system:runwarden";
+pub(super) const OURSELVES: &str = "system:runwarden";
 
 impl Interventions {
     /// When time demands something next.

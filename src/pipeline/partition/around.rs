@@ -32,7 +32,7 @@ pub(in crate::pipeline) struct Around {
     /// What those runs were before the rows that changed them.
     pub(super) history: HashMap<RunKey, Vec<(u32, Box<Run>)>>,
     /// What rows say beside their values; by row.
-    pub(super) happenings: VecDeque<Happening>,
+    pub(in crate::pipeline) happenings: VecDeque<Happening>,
     pub(super) tenants: BTreeSet<Arc<str>>,
 }
 

@@ -13,7 +13,7 @@ use crate::kafka::core::CoreError;
 use crate::pipeline::entries::Entries;
 use crate::pipeline::happenings::{Happening, What};
 use crate::pipeline::judge::{self, Item};
-use crate::pipeline::{intake, overflow};
+use crate::pipeline::{blinding, intake, overflow};
 use crate::policy::{Mode, Scope};
 use crate::stream::Output;
 
@@ -35,6 +35,11 @@ impl Partition {
             let at = around.row_now.get(overflow.at as usize).map_or(around.now, |at| Wall(*at));
             let said = overflow::audit(overflow, self.settings.stream.max_live_keys, at);
             step.decisions.push(Decision::Audit(Box::new(said)));
+            // at a row it is a happening of the row
+            if around.batch.is_none() && !self.settings.event_clock {
+                let clock = self.clocks.highest(&overflow.clock).unwrap_or(at.0);
+                self.turn_sight(&blinding::refused(overflow), clock, at, step, entries);
+            }
         }
         let mut items = Vec::new();
         for trace in &output.traces {
@@ -133,7 +138,13 @@ impl Partition {
             let now = around.now_at(row);
             entries.at(Some(around.clock_at(row, time)), around.agent_at(row));
             match what {
+                What::Sight(turn) => self.turn_sight(&turn, around.clock_at(row, time), now, step, entries),
+                What::Began(failing) => {
+                    let (active, clock) = (around.active_at(row), around.clock_at(row, time));
+                    self.begin_run(&tenant, &run, (time, clock), &failing, active, now, step, entries);
+                }
                 What::Denied(why) => {
+                    self.rollups.act(&tenant, around.clock_at(row, time), "STOP", true);
                     let said = self.interventions.deny(&tenant, &run, &why, time, now);
                     self.publish(said, now, step, entries);
                 }
@@ -157,6 +168,9 @@ impl Partition {
                 }
                 What::Turned(turn) => self.act(vec![*turn], now, around, step, entries),
                 What::Failure(failure) => self.learn_failure(&tenant, &run, time, &failure, now, step),
+                What::Level(looked) => {
+                    self.tell_level(*looked, around.clock_at(row, time), now, step, entries);
+                }
                 What::Cleared(cause) => {
                     let clock = around.clock_at(row, time);
                     entries.push(Entry::Down { tenant: tenant.into(), cause, clock });
@@ -249,19 +263,28 @@ impl Partition {
                     };
                     let active = item.map_or(0, |item| around.active_at(item.at));
                     let holds = judged.limit.intervenes();
+                    let clock = item.map_or(at.event_time, |item| around.clock(item, &self.clocks));
+                    let action = judged.limit.on_breach.as_str();
                     if holds && !self.may_hold(&governed, &signal.scope, (at.event_time, active), at.now, step, entries)
                     {
                         let mut shadow = Interventions::shadow(&signal, at.now);
                         shadow.after["breaker"] = true.into();
+                        self.rollups.act(&line.tenant, clock, "AUDIT", false);
                         step.decisions.push(Decision::Audit(Box::new(shadow)));
                     } else if holds {
+                        self.rollups.act(&line.tenant, clock, action, true);
                         let policy = self.limits.policy(&line.policy_tenant, &line.policy_id, line.policy_version);
                         let care = policy.map(|p| Care::of(&p)).unwrap_or_default();
                         let said = self.interventions.issue(&signal, level.clone(), care, at.now);
                         self.publish(said, at.now, step, entries);
                     } else if judged.limit.mode == Mode::Audit {
+                        self.rollups.act(&line.tenant, clock, "AUDIT", false);
                         let shadow = Interventions::shadow(&signal, at.now);
                         step.decisions.push(Decision::Audit(Box::new(shadow)));
+                    } else if judged.limit.holds_back() {
+                        self.rollups.act(&line.tenant, clock, judged.limit.enforcement.as_str(), true);
+                    } else {
+                        self.rollups.act(&line.tenant, clock, "WARN", false);
                     }
                 }
                 if judged.limit.mode != Mode::Audit {

@@ -1,5 +1,6 @@
 //! A core whose steps are made by hand: telemetry, outcomes, commands and time in, records out.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use runwarden::cli::load;
@@ -56,6 +57,8 @@ pub struct Desk {
     offset: i64,
     commands: u64,
     pub at_end: bool,
+    /// When what is read was appended, µs; 0: the broker does not say.
+    pub appended: i64,
 }
 
 impl Desk {
@@ -72,7 +75,7 @@ impl Desk {
         settings.future_at = Some(Wall(i64::MAX));
         let settings = Arc::new(settings);
         let core = Partition::new(Arc::clone(&settings), Own { partition: 0, partitions: 1 }).unwrap();
-        Self { core, settings, number: 0, offset: 0, commands: 0, at_end: false }
+        Self { core, settings, number: 0, offset: 0, commands: 0, at_end: false, appended: 0 }
     }
 
     /// One step of records of one input, at `now` seconds after [`DAY`].
@@ -80,7 +83,13 @@ impl Desk {
         let mut records = Vec::new();
         for payload in payloads {
             let key = Some(key.as_bytes());
-            records.push(Record { offset: self.offset, timestamp: 0, key, payload: Some(payload), headers: &[] });
+            records.push(Record {
+                offset: self.offset,
+                timestamp: self.appended,
+                key,
+                payload: Some(payload),
+                headers: &[],
+            });
             self.offset += 1;
         }
         self.number += 1;
@@ -161,4 +170,13 @@ pub fn event(at: i64, kind: &str, fields: Value) -> Value {
 
 pub fn step_of(at: i64, run: &str, tokens: i64) -> Value {
     event(at, "run.step", json!({"run_id": run, "input_tokens": tokens}))
+}
+
+/// How often each text is there.
+pub fn counted(texts: impl IntoIterator<Item = String>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for text in texts {
+        *counts.entry(text).or_default() += 1;
+    }
+    counts
 }

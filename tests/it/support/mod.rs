@@ -102,6 +102,8 @@ pub fn essence(decision: &Decision) -> Option<String> {
             Some(format!("run {} {:?} {} {:?} {:?}", r.run_id, r.status, r.ended_at, r.metrics, r.signals))
         }
         Decision::Command(_) | Decision::CommandResult(_) | Decision::Guardian(_) | Decision::Policy(_) => None,
+        Decision::Evaluation(e) => Some(format!("evaluation {e:?}")),
+        Decision::Level(_) | Decision::Response(_) => None,
     }
 }
 
