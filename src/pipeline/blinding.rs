@@ -104,7 +104,10 @@ impl Partition {
         });
         let lag = lags.max();
         let Some(began) = self.sights.lags(lag) else { return };
-        self.meta.lag_looked = now.0;
+        // those that nothing was heard of yet are asked about in the next step
+        if self.clocks.latest().is_some() {
+            self.meta.lag_looked = now.0;
+        }
         let tenants: Vec<Box<str>> = if began {
             let tenants = self.clocks.tenants().into_iter();
             let unseen = tenants.filter(|t| !self.sights.is(t, Cause::Lag) && self.is_under_way(t));

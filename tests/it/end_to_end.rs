@@ -83,7 +83,7 @@ pub struct Site {
     pub client: ClientSettings,
     pub topics: Topics,
     pub dir: tempfile::TempDir,
-    lines: Vec<String>,
+    pub lines: Vec<String>,
 }
 
 impl Site {
@@ -267,7 +267,7 @@ listen = \"127.0.0.1:0\"
         self.feed_lines(&self.lines, over);
     }
 
-    fn feed_lines(&self, lines: &[String], over: Duration) {
+    pub fn feed_lines(&self, lines: &[String], over: Duration) {
         let producer = Producer::new(&self.client).unwrap();
         let begun = Instant::now();
         for (n, line) in lines.iter().enumerate() {

@@ -7,6 +7,7 @@
 )]
 
 mod acting;
+mod blind_live;
 mod blindness;
 mod bounds;
 mod commands;
