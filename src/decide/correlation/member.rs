@@ -3,7 +3,7 @@
 
 use crate::clock::Micros;
 use crate::decide::interventions;
-use crate::decide::records::{Kind, Place, Severity, Signal, Subject};
+use crate::decide::records::{Kind, Severity, Signal, Subject};
 use crate::policy::{Alerts, Amount};
 
 /// Longest text of a member, in characters.
@@ -80,8 +80,8 @@ pub struct Member {
     pub value: Option<Amount>,
     /// Forecast.
     pub minutes_to_limit: Option<f64>,
-    /// The row that it was decided at.
-    pub row: Option<Place>,
+    /// The row of its step at which it was decided, and the window.
+    pub row: Option<(u32, (Micros, Micros))>,
     /// Made up for a test.
     pub is_synthetic: bool,
     /// It is told at once, whatever was told before.
@@ -148,7 +148,7 @@ impl Member {
             up: Some(level),
             value: signal.value,
             minutes_to_limit: signal.minutes_to_limit,
-            row: signal.evidence.last.clone(),
+            row: None,
             is_synthetic: signal.is_synthetic,
             throttle,
             ..Self::new("signal", kind, id, &signal.tenant_id, scope, signal.event_time).saying(

@@ -1,7 +1,7 @@
 //! Alerts by example: what is told, what is held back, what mutes, and what a crash leaves.
 
 use super::*;
-use crate::decide::records::{Place, Subject};
+use crate::decide::records::Subject;
 use crate::policy::{Matcher, SilenceStatus};
 
 const MINUTE: Micros = 60 * SECOND;
@@ -80,8 +80,8 @@ fn brief(alerts: &[Alert]) -> Vec<(AlertStatus, u64, u64)> {
 fn a_jump_past_the_limit_is_told_once_at_the_higher_level() {
     let mut desk = Desk::new();
     let near = member("n", "r", "a", Severity::Medium, 0);
-    let row = Some(Place { topic: "t".into(), partition: 0, offset: 7 });
-    let near = Member { row: row.clone(), ..near };
+    let row = Some((7, (0, 60 * SECOND)));
+    let near = Member { row, ..near };
     let breach = Member { up: near.up.clone(), row, ..member("b", "r", "a", Severity::High, 0) };
     let said = desk.step(vec![entry(near), entry(breach)], 0);
     assert_eq!(brief(&said), [(AlertStatus::Open, 2, 1)]);

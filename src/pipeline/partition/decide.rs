@@ -295,6 +295,8 @@ impl Partition {
                     let throttle = Throttle::of(&judged.limit.alerts);
                     let mut member = Member::of_signal(&signal, level, clock, throttle);
                     member.agent_id = agent_id;
+                    // not where its evidence ends: of re-keyed and own rows in one window that is not the row that crossed
+                    member.row = item.map(|i| (i.at, i.window));
                     if let Some(run) = &member.run_id {
                         let depth = self.settings.acting.cascade_depth;
                         member.ancestors = self.runs.ancestors(&member.tenant, run, depth);
