@@ -23,7 +23,7 @@ use self::family::{
 };
 use self::labels::{
     AlertStatus, BlindCause, CommandStatus, DeadLetterReason, Effect, Input, InterventionType, LessonType, Mode,
-    Output, Role, SetOutcome, SignalKind, TransactionOutcome,
+    Output, Role, SetOutcome, SignalKind, TransactionOutcome, Verdict,
 };
 
 /// Upper bounds of latency buckets in seconds: 1 ms to 10 s, closest around the bars (20, 40 and 150 ms).
@@ -94,6 +94,12 @@ pub struct Metrics {
     pub blindness: Family<BlindCause>,
     /// Tenants that are blind now, by cause; set by [`Metrics::hold`].
     pub blind_tenants: Gauges<BlindCause>,
+    /// Verdicts given, by what they said.
+    pub verdicts: Family<Verdict>,
+    /// Scopes of which verdicts are known.
+    pub verdict_scopes: IntGauge,
+    /// Records about scopes beyond the most that are known.
+    pub verdict_refused: IntCounter,
     /// Sets of files that this process read, by what became of them.
     pub policy_sets: Family<SetOutcome>,
     /// Revision of the policies in force, as followed; 0 before any.
@@ -230,6 +236,13 @@ impl Metrics {
                 "Times a tenant became blind: its policies are UNKNOWN",
             )?,
             blind_tenants: Gauges::register(r, "runwarden_blind_tenants", "Tenants that are blind now")?,
+            verdicts: Family::register(r, "runwarden_verdicts_total", "Verdicts given")?,
+            verdict_scopes: gauge(r, "runwarden_verdict_scopes", "Scopes of which verdicts are known")?,
+            verdict_refused: counter(
+                r,
+                "runwarden_verdict_refused_total",
+                "Records about scopes beyond the most that are known",
+            )?,
             policy_sets: Family::register(r, "runwarden_policy_sets_total", "Sets of files read by this process")?,
             policy_revision: gauge(r, "runwarden_policy_revision", "Revision of the policies in force, 0 before any")?,
             policy_generation: gauge(r, "runwarden_policy_generation", "Generation of the set of files in force")?,

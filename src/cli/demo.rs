@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::governing::SetFiles;
 use crate::cli::service::{self, Governance, Service, Signals};
+use crate::cli::verdicting::Answering;
 use crate::cli::{DemoArguments, Failure, keys, load};
 use crate::clock::Wall;
 use crate::demo::feed::{Feed, Source};
@@ -22,6 +23,7 @@ use crate::kafka::follow::Follower;
 use crate::kafka::produce::Producer;
 use crate::kafka::reader::OwnedRecord;
 use crate::kafka::{ClientSettings, Mock, ShellConfig, Topics};
+use crate::serve::access::Access;
 
 /// Partitions of the demo's topics: few, so that each stays under what the mock can hold.
 const PARTITIONS: i32 = 2;
@@ -50,9 +52,17 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let mock = Mock::with_topics(&topics).map_err(Failure::reach)?;
     let client = mock.settings();
     let shell = ShellConfig::new(client.clone(), "runwarden", "demo", topics.clone());
+    // whoever tries it out on this host needs no token
+    let kept = 3_600 * crate::clock::SECOND;
+    let answering = Answering { access: Access::new(true), client: client.clone(), topics: topics.clone(), kept };
     let (listener, note) = listen(arguments.listen)?;
-    let service =
-        Service::start(Some((loaded, shell, governance)), &crate::config::Config::default().roles, listener, "demo")?;
+    let service = Service::start(
+        Some((loaded, shell, governance)),
+        &crate::config::Config::default().roles,
+        listener,
+        "demo",
+        Some(answering),
+    )?;
     let places = Places { http: format!("http://{}", service.address), brokers: mock.bootstrap().to_owned(), note };
     let terminal = std::io::stdout().is_terminal();
     let mut screen = Screen::new(std::io::stdout(), terminal, Style { color: terminal, ..Style::default() }, places);

@@ -17,6 +17,7 @@ use crate::metrics::labels::{self, Label};
 use crate::metrics::{Held, Metrics};
 use crate::pipeline::{InForce, Partition, Step};
 use crate::policy::Snapshot;
+use crate::serve::verdicts::Verdicts;
 
 /// How often a partition says what it holds.
 const GAUGE_EVERY: Duration = Duration::from_secs(1);
@@ -24,14 +25,16 @@ const GAUGE_EVERY: Duration = Duration::from_secs(1);
 /// What the partitions of a process count into.
 pub(super) struct Counting {
     metrics: Arc<Metrics>,
+    /// What is decided here is known here before it is committed.
+    verdicts: Option<Arc<Verdicts>>,
     /// Policies in force that no limit set holds so far, by (tenant, id).
     unmatched: Mutex<Policies>,
 }
 
 impl Counting {
-    /// Under `snapshot`.
-    pub(super) fn new(metrics: Arc<Metrics>, snapshot: &Snapshot) -> Self {
-        let counting = Self { metrics, unmatched: Mutex::default() };
+    /// Under `snapshot`; `verdicts` are told of what is decided.
+    pub(super) fn new(metrics: Arc<Metrics>, snapshot: &Snapshot, verdicts: Option<Arc<Verdicts>>) -> Self {
+        let counting = Self { metrics, verdicts, unmatched: Mutex::default() };
         counting.expect(snapshot);
         counting
     }
@@ -176,6 +179,17 @@ impl Metered {
         }
     }
 
+    fn tell_verdicts(&self, step: &Step) {
+        let Some(verdicts) = &self.counting.verdicts else { return };
+        for decision in &step.decisions {
+            match decision {
+                Decision::Intervention(record) => verdicts.intervention(record, Wall::now()),
+                Decision::Signal(signal) => verdicts.signal(signal, Wall::now()),
+                _ => {}
+            }
+        }
+    }
+
     /// Takes the policies of new limit sets from those that matched nothing.
     fn match_policies(&mut self) {
         let limits = self.partition.limits();
@@ -308,6 +322,7 @@ impl Core for Metered {
         let step = self.partition.advance(input)?;
         self.spend(&step, began.elapsed());
         if !input.replaying {
+            self.tell_verdicts(&step);
             self.count_input(input);
             self.count(&step);
         }
@@ -340,6 +355,10 @@ impl Core for Metered {
     }
 
     fn restored(&mut self) -> Result<(), CoreError> {
+        // also those that are older than what the topics are followed for
+        if let Some(verdicts) = &self.counting.verdicts {
+            self.partition.intervention_records().for_each(|record| verdicts.intervention(record, Wall::now()));
+        }
         self.partition.restored()
     }
 

@@ -22,6 +22,7 @@ mod simulate;
 mod test;
 mod topics;
 mod unmatched;
+mod verdicting;
 mod watching;
 
 use std::path::PathBuf;

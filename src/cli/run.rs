@@ -9,6 +9,7 @@ use crate::cli::governing::SetFiles;
 use crate::cli::keys::{self, Keys};
 use crate::cli::load::{Loaded, Texts, Tuning};
 use crate::cli::service::{self, Governance, Service, Signals};
+use crate::cli::verdicting::Answering;
 use crate::cli::{Chain, Failure, RunArguments, leveled, load};
 use crate::config::{Config, Role};
 use crate::kafka::provision::{Broker, create_and_verify, verify};
@@ -61,11 +62,12 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let policies = loaded.policies.policies().len();
     let follows = config.roles.contains(&Role::Serve) && !arguments.until_end;
     let level = follows.then(|| leveled::start(&config, shell.clone(), Arc::clone(&keys))).transpose()?;
+    let answering = Answering::of(&config).filter(|_| !arguments.until_end);
     let governance = match arguments.until_end {
         true => Governance::Files,
         false => governance(&config, texts, tuning, keys, &loaded),
     };
-    let service = Service::start(Some((loaded, shell, governance)), &config.roles, listener, &hash)?;
+    let service = Service::start(Some((loaded, shell, governance)), &config.roles, listener, &hash, answering)?;
     tracing::info!(address = %service.address, policies, roles = roles(&config), "runwarden is up");
     let refused = provision(&client, &topics)?;
     let outcome = loop {
@@ -110,7 +112,7 @@ fn alone(config: &Config, listener: std::net::TcpListener, hash: &str) -> Result
     let follows = config.roles.contains(&Role::Serve);
     let keys = follows.then(|| keys::of(config)).transpose()?.map(Arc::new);
     let _level = keys.map(|keys| leveled::start(config, load::shell(config), keys)).transpose()?;
-    let service = Service::start(None, &config.roles, listener, hash)?;
+    let service = Service::start(None, &config.roles, listener, hash, Answering::of(config))?;
     tracing::info!(address = %service.address, roles = roles(config), "runwarden is up, without the role core: it owns no partitions");
     if let Some(said) = config.idle_process() {
         tracing::warn!("{said}");

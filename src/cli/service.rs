@@ -17,6 +17,7 @@ use crate::cli::governing::{Governed, Governor, Reread, SetFiles};
 use crate::cli::keys::Keys;
 use crate::cli::load::Loaded;
 use crate::cli::metered::{Counting, Metered};
+use crate::cli::verdicting::{self, Answering, Following};
 use crate::cli::watching::{Sampler, Watching};
 use crate::clock::Wall;
 use crate::config::Role;
@@ -28,6 +29,7 @@ use crate::pipeline::{Own, Partition, terms};
 use crate::serve::Health;
 use crate::serve::health::STARTING;
 use crate::serve::http::{self, Views};
+use crate::serve::verdicts::Verdicts;
 
 /// How often liveness and readiness follow the shell's status.
 const BEAT: Duration = Duration::from_millis(100);
@@ -48,6 +50,7 @@ pub(super) struct Service {
     http: Option<Http>,
     sampler: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
     governor: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+    _following: Option<Following>,
 }
 
 /// Whose terms a core works under.
@@ -74,12 +77,13 @@ fn govern(governor: Governor) -> Result<(Arc<AtomicBool>, JoinHandle<()>), Failu
 
 impl Service {
     /// Starts everything: HTTP on `listener`, then, given a `core`, the shell; `governance` says whose terms it works under. `roles`
-    /// is what is said to be played; without serve there is no status page.
+    /// is what is said to be played; without serve there is no status page. `answering`: verdicts are given.
     pub(super) fn start(
         core: Option<(Loaded, ShellConfig, Governance)>,
         roles: &BTreeSet<Role>,
         listener: std::net::TcpListener,
         config_hash: &str,
+        answering: Option<Answering>,
     ) -> Result<Self, Failure> {
         let queries = core.iter().flat_map(|(loaded, ..)| &loaded.settings.metrics);
         let names: Vec<String> = queries.map(|m| m.name.clone()).collect();
@@ -92,6 +96,14 @@ impl Service {
         }
         let health = Arc::new(Health::new(Wall::now()));
         let views = Views::new(Arc::clone(&health), Arc::clone(&metrics), Wall::now).with_roles(roles);
+        let verdicts = Arc::new(Verdicts::default());
+        let following = answering.as_ref().map(|answering| verdicting::follow(answering, &verdicts, &metrics, &health));
+        let following = following.transpose()?;
+        let answers = following.is_some();
+        let views = match answering {
+            Some(Answering { access, .. }) => views.with_verdicts(Arc::clone(&verdicts), access),
+            None => views,
+        };
         let (address, http) = serve(listener, views)?;
         let (sender, ended) = mpsc::channel();
         let Some((loaded, shell, governance)) = core else {
@@ -107,9 +119,11 @@ impl Service {
                 http,
                 sampler,
                 governor: None,
+                _following: following,
             });
         };
-        let counting = Arc::new(Counting::new(Arc::clone(&metrics), &loaded.settings.snapshot));
+        let counting =
+            Arc::new(Counting::new(Arc::clone(&metrics), &loaded.settings.snapshot, answers.then_some(verdicts)));
         let (settings, governed, governor) = match governance {
             Governance::Files => (Arc::new(loaded.settings), None, None),
             Governance::Topic { keys, set, reread } => {
@@ -159,7 +173,17 @@ impl Service {
             })
             .map_err(Failure::reach)?;
         let (http, sampler) = (Some(http), Some(sampler));
-        Ok(Self { metrics, address, shell: Some(handle), ended, _alone: None, http, sampler, governor })
+        Ok(Self {
+            metrics,
+            address,
+            shell: Some(handle),
+            ended,
+            _alone: None,
+            http,
+            sampler,
+            governor,
+            _following: following,
+        })
     }
 
     /// Waits for the shell to end by itself, at most `within`. `None`: it goes on.

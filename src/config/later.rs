@@ -12,8 +12,6 @@ impl Config {
             ("paths.panels", self.paths.panels != default.paths.panels),
             ("sql.listen", self.sql != default.sql),
             ("otlp", self.otlp != default.otlp),
-            ("auth.loopback", self.auth.loopback != default.auth.loopback),
-            ("auth.tokens", self.auth.tokens != default.auth.tokens),
             ("limits.http-body-bytes", l.http_body_bytes != d.http_body_bytes),
         ];
         changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
@@ -21,7 +19,7 @@ impl Config {
 
     /// The enabled roles that have nothing to do in this version.
     pub fn idle_roles(&self) -> Vec<Role> {
-        self.roles.iter().copied().filter(|role| matches!(role, Role::Edge | Role::Channels)).collect()
+        self.roles.iter().copied().filter(|role| matches!(role, Role::Channels)).collect()
     }
 
     /// What a process does that plays no other roles than those with nothing to do; `None`: it plays one that has.
@@ -31,8 +29,8 @@ impl Config {
         (idle.len() == self.roles.len()).then(|| {
             format!(
                 "this process only answers /metrics, /healthz, /readyz and /status.json: in this version there is nothing to do \
-                 for the role{} {} alone; add \"core\" to [roles] enabled to own partitions and decide, \"serve\" for the \
-                 status page",
+                 for the role{} {} alone; add \"core\" to [roles] enabled to own partitions and decide, \"edge\" for verdicts, \
+                 \"serve\" for the status page",
                 if names.len() == 1 { "" } else { "s" },
                 names.join(" and ")
             )
@@ -58,12 +56,12 @@ mod tests {
     fn a_process_without_work_is_told_so_and_what_would_give_it_some() {
         let mut config = Config::default();
         assert_eq!(config.idle_process(), None);
-        config.roles = [Role::Edge].into();
+        config.roles = [Role::Channels].into();
         assert!(
-            config.idle_process().is_some_and(|said| said.contains("role edge alone") && said.contains("\"core\""))
+            config.idle_process().is_some_and(|said| said.contains("role channels alone") && said.contains("\"core\""))
         );
         config.roles = [Role::Edge, Role::Channels].into();
-        assert!(config.idle_process().is_some_and(|said| said.contains("roles edge and channels alone")));
+        assert_eq!((config.idle_process(), config.idle_roles()), (None, vec![Role::Channels]));
         config.roles = [Role::Channels, Role::Serve].into();
         assert_eq!((config.idle_process(), config.idle_roles()), (None, vec![Role::Channels]));
     }

@@ -251,6 +251,11 @@ impl Interventions {
         Self { acting, timed, ..Self::default() }
     }
 
+    /// The latest record of each that is live, or remembered to be reverted.
+    pub fn records(&self) -> impl Iterator<Item = &Intervention> {
+        self.slots.values().map(|live| &live.record)
+    }
+
     /// A BREACH whose limit enforces. `level` names the level that breached ([`crate::decide::levels::cause`]).
     pub fn issue(&mut self, signal: &Signal, level: String, care: Care, now: Wall) -> Vec<Intervention> {
         let slot =

@@ -20,5 +20,6 @@ pub mod records;
 pub mod respond;
 pub mod signals;
 pub mod sql;
+pub mod verdict;
 
 pub use id::of;

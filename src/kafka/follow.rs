@@ -15,6 +15,15 @@ use super::reader::{OwnedRecord, patiently};
 /// How long the broker may take to describe a topic.
 const METADATA: Duration = Duration::from_secs(10);
 
+/// Where a follower starts.
+#[derive(Debug, Clone, Copy)]
+enum From {
+    Beginning,
+    End,
+    /// Milliseconds since 1970.
+    Time(i64),
+}
+
 /// Reads committed records of some topics, in the order in which they arrive.
 pub struct Follower {
     consumer: BaseConsumer<Logged>,
@@ -29,7 +38,7 @@ impl Follower {
     /// # Errors
     /// Settings, or a broker that does not know the topics.
     pub fn new(client: &ClientSettings, name: &str, topics: &[&str]) -> Result<Self, Error> {
-        Self::start(client, name, topics, false)
+        Self::start(client, name, topics, From::Beginning)
     }
 
     /// Starts behind what one topic holds now: what is written from here on is seen.
@@ -37,10 +46,18 @@ impl Follower {
     /// # Errors
     /// As [`Self::new`].
     pub fn from_now_on(client: &ClientSettings, name: &str, topic: &str) -> Result<Self, Error> {
-        Self::start(client, name, &[topic], true)
+        Self::start(client, name, &[topic], From::End)
     }
 
-    fn start(client: &ClientSettings, name: &str, topics: &[&str], at_end: bool) -> Result<Self, Error> {
+    /// Starts at the first record of one topic that the broker took at `since` (milliseconds) or later.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn since(client: &ClientSettings, name: &str, topic: &str, since: i64) -> Result<Self, Error> {
+        Self::start(client, name, &[topic], From::Time(since))
+    }
+
+    fn start(client: &ClientSettings, name: &str, topics: &[&str], start: From) -> Result<Self, Error> {
         let mut config = client.reader(name, Isolation::Committed);
         if client.kind == BrokerKind::Real {
             // whoever follows for long lets the broker wait; what is committed shows at the end of a wait only
@@ -59,13 +76,26 @@ impl Follower {
                 return Err(Error::MissingTopic((*topic).to_owned()));
             }
             for partition in known {
-                let from = match at_end {
-                    // asked for now: a logical end would be looked up when the first record is fetched
-                    true => {
-                        let ends = patiently(until, || consumer.fetch_watermarks(topic, partition, METADATA));
-                        Offset::Offset(ends.map_err(failed)?.1)
+                // asked for now: a logical end would be looked up when the first record is fetched
+                let end = || {
+                    let ends = patiently(until, || consumer.fetch_watermarks(topic, partition, METADATA));
+                    ends.map(|(_, end)| Offset::Offset(end))
+                };
+                let from = match start {
+                    From::Beginning => Offset::Beginning,
+                    // the mock knows no times
+                    From::Time(_) if client.kind != BrokerKind::Real => Offset::Beginning,
+                    From::End => end().map_err(failed)?,
+                    From::Time(since) => {
+                        let mut asked = TopicPartitionList::new();
+                        asked.add_partition_offset(topic, partition, Offset::Offset(since)).map_err(failed)?;
+                        let found = patiently(until, || consumer.offsets_for_times(asked.clone(), METADATA));
+                        let found = found.map_err(failed)?;
+                        match found.find_partition(topic, partition).map(|p| p.offset()) {
+                            Some(Offset::Offset(offset)) => Offset::Offset(offset),
+                            _ => end().map_err(failed)?,
+                        }
                     }
-                    false => Offset::Beginning,
                 };
                 partitions.add_partition_offset(topic, partition, from).map_err(failed)?;
                 followed.insert(partition);

@@ -73,6 +73,10 @@ labels! {
     }
     /// Why a tenant is blind.
     BlindCause "cause" { Lag "LAG", Silence "SILENCE", Late "LATE", Overflow "OVERFLOW" }
+    /// What whoever asked about a run was told.
+    Verdict "verdict" {
+        Allow "allow", Queue "queue", Degrade "degrade", Reject "reject", Pause "pause", Stop "stop", Kill "kill",
+    }
     /// What became of a command.
     CommandStatus "status" { Accepted "ACCEPTED", Refused "REFUSED" }
     /// What became of a set of files: `invalid` never left this process, `refused` by the writer.

@@ -104,6 +104,7 @@ fn labels_are_only_the_closed_ones() {
         "metric",
         "role",
         "cause",
+        "verdict",
         "partition",
         "le",
         "hash",

@@ -90,6 +90,11 @@ impl Health {
         reasons
     }
 
+    /// What is held against readiness under a code.
+    pub fn reason(&self, code: &str) -> Option<String> {
+        lock(&self.reasons).get(code).cloned()
+    }
+
     /// Reports an owned partition.
     pub fn set_partition(&self, partition: i32, owned: Owned) {
         lock(&self.partitions).insert(partition, owned);

@@ -1,6 +1,6 @@
-//! The HTTP server: `/metrics`, `/healthz`, `/readyz`, `/status.json` and the status page at `/`.
+//! The HTTP server: `/metrics`, `/healthz`, `/readyz`, `/status.json`, the status page at `/`, and `/api/v1`.
 //!
-//! Everything is a read and needs no token; it listens on loopback unless told otherwise. Bounded against any client:
+//! Everything is a read; only what is below `/api/v1` needs a token ([`super::access`]). It listens on loopback unless told otherwise. Bounded against any client:
 //! [`MAX_CONNECTIONS`] at once (more wait in the listen queue), [`MAX_HEAD`] bytes of request head within [`HEAD_TIMEOUT`],
 //! [`MAX_BODY`] bytes of body, and [`CONNECTION_LIFE`] for a connection whatever it does.
 
@@ -15,7 +15,7 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use chrono::{DateTime, SecondsFormat};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,8 +29,11 @@ use crate::clock::{Micros, SECOND, Wall};
 use crate::metrics::labels::{AlertStatus, Effect, Input, Label as _, Role, SignalKind};
 use crate::metrics::{self, Metrics};
 
+use super::access::Access;
+use super::api::{self, Peer};
 use super::health::Health;
 use super::page;
+use super::verdicts::Verdicts;
 
 /// Connections served at once.
 pub const MAX_CONNECTIONS: usize = 128;
@@ -50,16 +53,27 @@ pub const DRAIN: Duration = Duration::from_secs(2);
 /// What the routes read.
 #[derive(Clone)]
 pub struct Views {
-    health: Arc<Health>,
-    metrics: Arc<Metrics>,
-    clock: fn() -> Wall,
+    pub(super) health: Arc<Health>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: fn() -> Wall,
+    pub(super) access: Arc<Access>,
+    pub(super) verdicts: Arc<Verdicts>,
+    /// Whether somebody fills the verdicts.
+    answers: bool,
     roles: Vec<Role>,
 }
 
 impl Views {
     /// Views of a running process. `clock` is [`Wall::now`] outside tests.
     pub fn new(health: Arc<Health>, metrics: Arc<Metrics>, clock: fn() -> Wall) -> Self {
-        Self { health, metrics, clock, roles: Role::ALL.to_vec() }
+        let (access, verdicts) = (Arc::default(), Arc::default());
+        Self { health, metrics, clock, access, verdicts, answers: false, roles: Role::ALL.to_vec() }
+    }
+
+    /// Verdicts are given, to whom `access` lets in.
+    #[must_use]
+    pub fn with_verdicts(self, verdicts: Arc<Verdicts>, access: Access) -> Self {
+        Self { verdicts, access: Arc::new(access), answers: true, ..self }
     }
 
     /// Says that the process plays these roles only. Without serve the status page is not there; what watches a process is.
@@ -138,7 +152,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, mut sto
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes.layer(Extension(Peer(peer)))));
     tokio::pin!(served);
     let stop = async { stopping.wait_for(|stop| *stop).await.is_ok() };
     let result = tokio::select! {
@@ -156,6 +170,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, mut sto
 
 fn routes(views: Views) -> Router {
     let router = if views.roles.contains(&Role::Serve) { served() } else { not_served() };
+    let router = if views.answers { router.merge(api::routes()) } else { router };
     router
         .route("/status.json", get(status))
         .route("/metrics", get(metrics_text))
@@ -213,7 +228,7 @@ fn text(content_type: &'static str, body: impl Into<Body>) -> Response {
 }
 
 /// `application/problem+json` (RFC 9457).
-fn problem(status: StatusCode, detail: &str) -> Response {
+pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
     let title = status.canonical_reason().unwrap_or("error");
     let body = json!({"type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail});
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()

@@ -1,12 +1,15 @@
-//! What the process shows of itself over HTTP: metrics, liveness, readiness and a status page.
+//! What the process shows of itself over HTTP: metrics, liveness, readiness, a status page, and verdicts.
 //!
 //! Reads never touch the core: everything here is read from [`Health`] (atomics and small maps that the shell fills) and from
 //! the metrics registry, so a slow reader cannot slow a decision.
 
+pub mod access;
+pub mod api;
 pub mod health;
 pub mod http;
 pub mod level;
 mod page;
 pub mod respond;
+pub mod verdicts;
 
 pub use health::Health;

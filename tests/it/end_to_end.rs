@@ -252,9 +252,14 @@ listen = \"127.0.0.1:0\"
 
     /// A sidecar that runs until it is told to stop; `life` numbers its log.
     pub fn sidecar(&self, life: usize) -> Running {
+        self.sidecar_of(&self.config().display().to_string(), life)
+    }
+
+    /// One with another configuration.
+    pub fn sidecar_of(&self, config: &str, life: usize) -> Running {
         let log = self.dir.path().join(format!("run-{life}.log"));
         let child = self
-            .command(&["run", "--config"])
+            .command(&["run", "--config", config])
             .stdout(Stdio::null())
             .stderr(File::create(&log).unwrap())
             .spawn()

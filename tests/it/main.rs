@@ -39,5 +39,6 @@ mod storm;
 mod stream;
 mod support;
 mod telemetry;
+mod verdicts;
 mod walls;
 mod workers;

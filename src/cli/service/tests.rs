@@ -26,6 +26,7 @@ fn start(mock: &Mock, topics: &Topics, slot: &str) -> Service {
         &roles,
         listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(),
         "test",
+        None,
     )
     .unwrap()
 }
@@ -128,7 +129,7 @@ fn what_goes_in_shows_in_the_metrics() {
 /// A process with these roles and no broker anywhere.
 fn without_core(roles: &[Role]) -> Service {
     let roles = roles.iter().copied().collect();
-    Service::start(None, &roles, listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(), "test").unwrap()
+    Service::start(None, &roles, listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(), "test", None).unwrap()
 }
 
 fn role_gauges(service: &Service) -> Vec<f64> {
@@ -171,7 +172,7 @@ fn core_alone_owns_partitions_and_shows_no_page() {
     let shell = ShellConfig::new(mock.settings(), "roles", "a", topics);
     let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let service =
-        Service::start(Some((loaded, shell, Governance::Files)), &[Role::Core].into(), listener, "test").unwrap();
+        Service::start(Some((loaded, shell, Governance::Files)), &[Role::Core].into(), listener, "test", None).unwrap();
     eventually("it owns", || partitions(&service) == 1 && reasons(&service).is_empty());
     assert_eq!(get(&service, "/").0, 404);
     service.drain(SOON).unwrap();
@@ -182,9 +183,14 @@ fn a_broker_that_is_not_there_keeps_a_process_alive_and_not_ready() {
     let loaded = load::build(&Texts::demo(), load::defaults()).unwrap();
     let shell = ShellConfig::new(crate::kafka::ClientSettings::new("127.0.0.1:1"), "g", "a", Topics::default());
     let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    let service =
-        Service::start(Some((loaded, shell, Governance::Files)), &[Role::Core, Role::Serve].into(), listener, "test")
-            .unwrap();
+    let service = Service::start(
+        Some((loaded, shell, Governance::Files)),
+        &[Role::Core, Role::Serve].into(),
+        listener,
+        "test",
+        None,
+    )
+    .unwrap();
     eventually("it says what it waits for", || reasons(&service) == ["kafka"]);
     assert!(get(&service, "/readyz").1.contains("127.0.0.1:1"), "the address is named");
     assert_eq!(get(&service, "/healthz").0, 200);

@@ -1,0 +1,214 @@
+//! The verdicts of a process: who may ask, and the threads that follow interventions and signals for what others own.
+//!
+//! Both topics are followed from as far back as runs are remembered; until their ends were met once, whoever asks is told to ask again:
+//! what is not known yet is not allowed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::cli::{Chain, Failure, load};
+use crate::clock::{Micros, Wall};
+use crate::config::{Config, Loopback, Role, micros};
+use crate::decide::records::{Intervention, Signal};
+use crate::kafka::follow::Follower;
+use crate::kafka::reader::OwnedRecord;
+use crate::kafka::{ClientSettings, ShellConfig, Topics};
+use crate::metrics::Metrics;
+use crate::serve::Health;
+use crate::serve::access::{Access, Caller};
+use crate::serve::api::VERDICTS;
+use crate::serve::verdicts::Verdicts;
+
+/// How long one look at a topic may take: a shutdown is noticed after it.
+const LOOK: Duration = Duration::from_millis(100);
+/// Between attempts to reach a topic.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often what is over is forgotten.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Where verdicts come from, and who may ask for them.
+pub(super) struct Answering {
+    /// Who may ask.
+    pub(super) access: Access,
+    /// Where the topics are.
+    pub(super) client: ClientSettings,
+    /// Their names.
+    pub(super) topics: Topics,
+    /// How far back they are followed, and how long what holds is remembered, µs.
+    pub(super) kept: Micros,
+}
+
+impl Answering {
+    /// Of a configuration; `None`: the process plays no role that answers.
+    pub(super) fn of(config: &Config) -> Option<Self> {
+        let answers = [Role::Edge, Role::Core, Role::Serve].iter().any(|role| config.roles.contains(role));
+        answers.then(|| {
+            let ShellConfig { client, topics, .. } = load::shell(config);
+            Self { access: access(config), client, topics, kept: micros(config.limits.run_retention) }
+        })
+    }
+}
+
+/// `[auth]`.
+fn access(config: &Config) -> Access {
+    let open = Access::new(config.auth.loopback == Loopback::Open);
+    config.auth.tokens.iter().fold(open, |access, token| {
+        let caller = Caller { name: token.name.clone(), authority: token.authority, tenant: token.tenant.clone() };
+        access.with(token.token.expose(), caller)
+    })
+}
+
+/// The threads; they end when this is dropped.
+pub(super) struct Following {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread that follows verdicts panicked");
+            }
+        }
+    }
+}
+
+/// Takes a record; false: it cannot be read.
+type Take = fn(&Verdicts, &[u8], Wall) -> bool;
+
+/// Begins to follow.
+pub(super) fn follow(
+    answering: &Answering,
+    verdicts: &Arc<Verdicts>,
+    metrics: &Arc<Metrics>,
+    health: &Arc<Health>,
+) -> Result<Following, Failure> {
+    health.not_ready(VERDICTS, "interventions and signals are being read: verdicts are not known yet");
+    let mut following = Following { stop: Arc::default(), threads: Vec::new() };
+    let behind = Arc::new(AtomicUsize::new(2));
+    let topics = [&answering.topics.interventions, &answering.topics.signals];
+    let takes: [Take; 2] = [take_intervention, take_signal];
+    for (number, (topic, take)) in topics.into_iter().zip(takes).enumerate() {
+        let thread = Thread {
+            client: answering.client.clone(),
+            topic: topic.clone(),
+            kept: answering.kept,
+            take,
+            sweeps: number == 0,
+            behind: Arc::clone(&behind),
+            verdicts: Arc::clone(verdicts),
+            metrics: Arc::clone(metrics),
+            health: Arc::clone(health),
+            stop: Arc::clone(&following.stop),
+            refused: 0,
+        };
+        let name = if number == 0 { "verdicts-orders" } else { "verdicts-levels" };
+        let spawned = std::thread::Builder::new().name(name.into()).spawn(move || thread.run());
+        following.threads.push(spawned.map_err(Failure::reach)?);
+    }
+    Ok(following)
+}
+
+fn take_intervention(verdicts: &Verdicts, payload: &[u8], now: Wall) -> bool {
+    serde_json::from_slice::<Intervention>(payload).map(|record| verdicts.intervention(&record, now)).is_ok()
+}
+
+fn take_signal(verdicts: &Verdicts, payload: &[u8], now: Wall) -> bool {
+    serde_json::from_slice::<Signal>(payload).map(|signal| verdicts.signal(&signal, now)).is_ok()
+}
+
+struct Thread {
+    client: ClientSettings,
+    topic: String,
+    kept: Micros,
+    take: Take,
+    sweeps: bool,
+    behind: Arc<AtomicUsize>,
+    verdicts: Arc<Verdicts>,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    stop: Arc<AtomicBool>,
+    refused: u64,
+}
+
+impl Thread {
+    fn run(mut self) {
+        let Some(mut follower) = self.follower() else { return };
+        let mut caught_up = false;
+        let mut swept = Instant::now();
+        let mut unread = 0_u64;
+        while !self.stop.load(Ordering::Acquire) {
+            if let Some(record) = follower.next(LOOK) {
+                unread += u64::from(!self.record(&record, unread == 0));
+            } else if self.sweeps {
+                self.metrics.verdict_scopes.set(i64::try_from(self.verdicts.len()).unwrap_or(i64::MAX));
+            }
+            if !caught_up && follower.caught_up() {
+                caught_up = true;
+                if self.behind.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    self.health.ready(VERDICTS);
+                }
+            }
+            if self.sweeps && swept.elapsed() >= SWEEP {
+                swept = Instant::now();
+                self.sweep();
+            }
+        }
+    }
+
+    fn follower(&self) -> Option<Follower> {
+        let since = Wall::now().0.saturating_sub(self.kept) / 1_000;
+        let mut said = String::new();
+        while !self.stop.load(Ordering::Acquire) {
+            match Follower::since(&self.client, "runwarden-verdicts", &self.topic, since) {
+                Ok(follower) => return Some(follower),
+                Err(error) => {
+                    let error = Chain(&error).to_string();
+                    if error != said {
+                        tracing::warn!(error, topic = self.topic, "cannot follow verdicts, trying again");
+                        said = error;
+                    }
+                }
+            }
+            let until = Instant::now() + RETRY;
+            while Instant::now() < until && !self.stop.load(Ordering::Acquire) {
+                std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
+            }
+        }
+        None
+    }
+
+    /// False: this version cannot read it. The guardian's events are on the topic too, and are no records of ours to read.
+    fn record(&self, record: &OwnedRecord, first: bool) -> bool {
+        let Some(payload) = record.payload.as_deref() else { return true };
+        let kind = record.headers.iter().find(|(name, _)| name == "ce_type").map(|(_, value)| value.as_slice());
+        if kind.is_some_and(|kind| kind.starts_with(b"guardian.")) {
+            return true;
+        }
+        let read = (self.take)(&self.verdicts, payload, Wall::now());
+        if !read && first {
+            tracing::warn!(
+                topic = self.topic,
+                partition = record.partition,
+                offset = record.offset,
+                "a record cannot be read by this version: no verdict follows from it"
+            );
+        }
+        read
+    }
+
+    fn sweep(&mut self) {
+        self.verdicts.sweep(Wall::now(), self.kept);
+        let refused = self.verdicts.refused();
+        if refused > self.refused {
+            let more = refused - self.refused;
+            tracing::warn!(more, "records of further scopes were not taken: too many scopes are held");
+            self.metrics.verdict_refused.inc_by(more);
+            self.refused = refused;
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! `/api/v1`: verdicts (I8), asked for and as a stream.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Json, Router};
+use futures::Stream;
+use serde::Deserialize;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::access::{Caller, Denied};
+use super::http::{Views, problem};
+use super::verdicts::{MAX_ID, SCOPES};
+use crate::metrics::labels::{self, Label as _};
+
+/// Reason code of `/readyz`: interventions and signals have not been read to their end.
+pub const VERDICTS: &str = "verdicts";
+/// Between two signs of life on a stream.
+const ALIVE: Duration = Duration::from_secs(15);
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+/// Whom a verdict is about, beside the run.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct About {
+    tenant_id: Option<String>,
+    agent_id: Option<String>,
+    api_key_id: Option<String>,
+    human_actor_id: Option<String>,
+    project_id: Option<String>,
+    provider: Option<String>,
+}
+
+/// Which verdicts a stream shows.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    tenant_id: Option<String>,
+    run_id: Option<String>,
+}
+
+pub(super) fn routes() -> Router<Views> {
+    Router::new().route("/api/v1/runs/{id}/verdict", get(verdict)).route("/api/v1/verdicts", get(stream))
+}
+
+pub(super) fn denied(why: Denied) -> Response {
+    let status = match why {
+        Denied::NoToken | Denied::Unknown => StatusCode::UNAUTHORIZED,
+        Denied::Host | Denied::Tenant => StatusCode::FORBIDDEN,
+        Denied::NoTenant => StatusCode::BAD_REQUEST,
+    };
+    let mut response = problem(status, &why.to_string());
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+type Asked<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
+
+async fn verdict(
+    State(views): State<Views>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    Path(run): Path<String>,
+    about: Asked<About>,
+) -> Response {
+    let caller = match views.access.caller(peer.0, &headers) {
+        Ok(caller) => caller,
+        Err(why) => return denied(why),
+    };
+    let about = match about {
+        Ok(Query(about)) => about,
+        Err(wrong) => {
+            let known = "tenant_id agent_id api_key_id human_actor_id project_id provider";
+            return problem(StatusCode::BAD_REQUEST, &format!("{}; parameters are {known}", wrong.body_text()));
+        }
+    };
+    let tenant = match caller.tenant(about.tenant_id.as_deref()) {
+        Ok(tenant) => tenant,
+        Err(why) => return denied(why),
+    };
+    let About { agent_id, api_key_id, human_actor_id, project_id, provider, .. } = &about;
+    let [agent, key, human, project, provider] = [agent_id, api_key_id, human_actor_id, project_id, provider];
+    let ids: [Option<&str>; SCOPES.len()] = [
+        Some(run.as_str()),
+        agent.as_deref(),
+        key.as_deref(),
+        human.as_deref(),
+        project.as_deref(),
+        provider.as_deref(),
+        Some(tenant),
+    ];
+    if ids.iter().flatten().any(|id| id.len() > MAX_ID) {
+        return problem(StatusCode::BAD_REQUEST, &format!("an id has at most {MAX_ID} bytes"));
+    }
+    // what has not been read yet is unknown, and unknown is not allow
+    if let Some(why) = views.health.reason(VERDICTS) {
+        let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, &why);
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        return response;
+    }
+    let answer = views.verdicts.ask(tenant, ids, (views.clock)());
+    if let Some(label) = labels::Verdict::parse(answer.verdict.as_str()) {
+        views.metrics.verdicts.get(label).inc();
+    }
+    Json(answer).into_response()
+}
+
+async fn stream(
+    State(views): State<Views>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    wanted: Asked<Wanted>,
+) -> Response {
+    let caller = match views.access.caller(peer.0, &headers) {
+        Ok(caller) => caller,
+        Err(why) => return denied(why),
+    };
+    let wanted = match wanted {
+        Ok(Query(wanted)) => wanted,
+        Err(wrong) => {
+            let why = format!("{}; parameters are tenant_id run_id", wrong.body_text());
+            return problem(StatusCode::BAD_REQUEST, &why);
+        }
+    };
+    if let Some(tenant) = &wanted.tenant_id
+        && !caller.sees(tenant)
+    {
+        return denied(Denied::Tenant);
+    }
+    Sse::new(changes(&views, caller, wanted)).keep_alive(KeepAlive::new().interval(ALIVE)).into_response()
+}
+
+fn changes(views: &Views, caller: Caller, wanted: Wanted) -> impl Stream<Item = Result<Event, Infallible>> + use<> {
+    let state = (views.verdicts.listen(), caller, wanted);
+    futures::stream::unfold(state, async |(mut news, caller, wanted)| {
+        loop {
+            let event = match news.recv().await {
+                Ok(change) => {
+                    let change: Arc<super::verdicts::Change> = change;
+                    let tenant = wanted.tenant_id.as_ref().is_none_or(|tenant| *tenant == change.tenant_id);
+                    let run = wanted.run_id.as_ref().is_none_or(|run| change.answer.run_id.as_ref() == Some(run));
+                    if !(tenant && run && caller.sees(&change.tenant_id)) {
+                        continue;
+                    }
+                    // the types of an answer have no map with other keys than texts: it can be written
+                    let Ok(event) = Event::default().event("verdict").json_data(&*change) else { continue };
+                    event
+                }
+                // whoever was too slow asks again about what it is about
+                Err(RecvError::Lagged(missed)) => {
+                    Event::default().event("missed").data(format!("{{\"changes\":{missed}}}"))
+                }
+                Err(RecvError::Closed) => return None,
+            };
+            return Some((Ok(event), (news, caller, wanted)));
+        }
+    })
+}
