@@ -71,7 +71,7 @@ fn over_http(verdicts: Arc<Verdicts>, names: &[(String, String)]) {
     health.ready(STARTING);
     let everyone = Caller { name: "bench".into(), authority: 1, tenant: "*".into() };
     let access = Access::new(false).with(TOKEN, everyone);
-    let views = Views::new(health, metrics, Wall::now).with_verdicts(verdicts, access);
+    let views = Views::new(health, metrics, Wall::now).with_api(verdicts, Arc::default(), access);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();

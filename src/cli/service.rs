@@ -17,7 +17,7 @@ use crate::cli::governing::{Governed, Governor, Reread, SetFiles};
 use crate::cli::keys::Keys;
 use crate::cli::load::Loaded;
 use crate::cli::metered::{Counting, Metered};
-use crate::cli::verdicting::{self, Answering, Following};
+use crate::cli::verdicting::{self, Answering, Following, Known};
 use crate::cli::watching::{Sampler, Watching};
 use crate::clock::Wall;
 use crate::config::Role;
@@ -29,7 +29,6 @@ use crate::pipeline::{Own, Partition, terms};
 use crate::serve::Health;
 use crate::serve::health::STARTING;
 use crate::serve::http::{self, Views};
-use crate::serve::verdicts::Verdicts;
 
 /// How often liveness and readiness follow the shell's status.
 const BEAT: Duration = Duration::from_millis(100);
@@ -96,12 +95,14 @@ impl Service {
         }
         let health = Arc::new(Health::new(Wall::now()));
         let views = Views::new(Arc::clone(&health), Arc::clone(&metrics), Wall::now).with_roles(roles);
-        let verdicts = Arc::new(Verdicts::default());
-        let following = answering.as_ref().map(|answering| verdicting::follow(answering, &verdicts, &metrics, &health));
+        let known = Known::default();
+        let following = answering.as_ref().map(|answering| verdicting::follow(answering, &known, &metrics, &health));
         let following = following.transpose()?;
         let answers = following.is_some();
         let views = match answering {
-            Some(Answering { access, .. }) => views.with_verdicts(Arc::clone(&verdicts), access),
+            Some(Answering { access, .. }) => {
+                views.with_api(Arc::clone(&known.verdicts), Arc::clone(&known.levels), access)
+            }
             None => views,
         };
         let (address, http) = serve(listener, views)?;
@@ -123,7 +124,7 @@ impl Service {
             });
         };
         let counting =
-            Arc::new(Counting::new(Arc::clone(&metrics), &loaded.settings.snapshot, answers.then_some(verdicts)));
+            Arc::new(Counting::new(Arc::clone(&metrics), &loaded.settings.snapshot, answers.then_some(known.verdicts)));
         let (settings, governed, governor) = match governance {
             Governance::Files => (Arc::new(loaded.settings), None, None),
             Governance::Topic { keys, set, reread } => {

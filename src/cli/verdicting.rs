@@ -1,6 +1,7 @@
-//! The verdicts of a process: who may ask, and the threads that follow interventions and signals for what others own.
+//! What a process answers below `/api/v1`: who may ask, and the threads that follow interventions and signals, for verdicts about what others
+//! own, and the policy level.
 //!
-//! Both topics are followed from as far back as runs are remembered; until their ends were met once, whoever asks is told to ask again:
+//! The first two are followed from as far back as runs are remembered; until their ends were met once, whoever asks is told to ask again:
 //! what is not known yet is not allowed.
 
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::cli::{Chain, Failure, load};
 use crate::clock::{Micros, Wall};
 use crate::config::{Config, Loopback, Role, micros};
-use crate::decide::records::{Intervention, Signal};
+use crate::decide::records::{Intervention, PolicyLevel, Signal};
 use crate::kafka::follow::Follower;
 use crate::kafka::reader::OwnedRecord;
 use crate::kafka::{ClientSettings, ShellConfig, Topics};
@@ -19,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::serve::Health;
 use crate::serve::access::{Access, Caller};
 use crate::serve::api::VERDICTS;
+use crate::serve::levels::Levels;
 use crate::serve::verdicts::Verdicts;
 
 /// How long one look at a topic may take: a shutdown is noticed after it.
@@ -78,57 +80,78 @@ impl Drop for Following {
 }
 
 /// Takes a record; false: it cannot be read.
-type Take = fn(&Verdicts, &[u8], Wall) -> bool;
+type Take = fn(&Known, &[u8], Wall) -> bool;
+
+/// What is filled.
+#[derive(Clone, Default)]
+pub(super) struct Known {
+    /// What holds which scope.
+    pub(super) verdicts: Arc<Verdicts>,
+    /// How tenants stand.
+    pub(super) levels: Arc<Levels>,
+}
 
 /// Begins to follow.
 pub(super) fn follow(
     answering: &Answering,
-    verdicts: &Arc<Verdicts>,
+    known: &Known,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
 ) -> Result<Following, Failure> {
     health.not_ready(VERDICTS, "interventions and signals are being read: verdicts are not known yet");
     let mut following = Following { stop: Arc::default(), threads: Vec::new() };
     let behind = Arc::new(AtomicUsize::new(2));
-    let topics = [&answering.topics.interventions, &answering.topics.signals];
-    let takes: [Take; 2] = [take_intervention, take_signal];
-    for (number, (topic, take)) in topics.into_iter().zip(takes).enumerate() {
+    let since = Some(Wall::now().0.saturating_sub(answering.kept) / 1_000);
+    let Topics { interventions, signals, policy_level, .. } = &answering.topics;
+    let follows: [(&str, &String, Option<i64>, Take); 3] = [
+        ("follow-orders", interventions, since, take_intervention),
+        ("follow-levels", signals, since, take_signal),
+        // compacted: the latest of each tenant
+        ("follow-standing", policy_level, None, take_level),
+    ];
+    for (name, topic, since, take) in follows {
         let thread = Thread {
             client: answering.client.clone(),
             topic: topic.clone(),
             kept: answering.kept,
+            since,
             take,
-            sweeps: number == 0,
+            sweeps: topic == interventions,
             behind: Arc::clone(&behind),
-            verdicts: Arc::clone(verdicts),
+            known: known.clone(),
             metrics: Arc::clone(metrics),
             health: Arc::clone(health),
             stop: Arc::clone(&following.stop),
             refused: 0,
         };
-        let name = if number == 0 { "verdicts-orders" } else { "verdicts-levels" };
         let spawned = std::thread::Builder::new().name(name.into()).spawn(move || thread.run());
         following.threads.push(spawned.map_err(Failure::reach)?);
     }
     Ok(following)
 }
 
-fn take_intervention(verdicts: &Verdicts, payload: &[u8], now: Wall) -> bool {
-    serde_json::from_slice::<Intervention>(payload).map(|record| verdicts.intervention(&record, now)).is_ok()
+fn take_intervention(known: &Known, payload: &[u8], now: Wall) -> bool {
+    serde_json::from_slice::<Intervention>(payload).map(|record| known.verdicts.intervention(&record, now)).is_ok()
 }
 
-fn take_signal(verdicts: &Verdicts, payload: &[u8], now: Wall) -> bool {
-    serde_json::from_slice::<Signal>(payload).map(|signal| verdicts.signal(&signal, now)).is_ok()
+fn take_signal(known: &Known, payload: &[u8], now: Wall) -> bool {
+    serde_json::from_slice::<Signal>(payload).map(|signal| known.verdicts.signal(&signal, now)).is_ok()
+}
+
+fn take_level(known: &Known, payload: &[u8], _now: Wall) -> bool {
+    serde_json::from_slice::<PolicyLevel>(payload).is_ok_and(|level| known.levels.take(level))
 }
 
 struct Thread {
     client: ClientSettings,
     topic: String,
     kept: Micros,
+    /// From when on the topic is followed, ms; `None`: from its beginning, and no verdict waits for it.
+    since: Option<i64>,
     take: Take,
     sweeps: bool,
     behind: Arc<AtomicUsize>,
-    verdicts: Arc<Verdicts>,
+    known: Known,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     stop: Arc<AtomicBool>,
@@ -145,11 +168,11 @@ impl Thread {
             if let Some(record) = follower.next(LOOK) {
                 unread += u64::from(!self.record(&record, unread == 0));
             } else if self.sweeps {
-                self.metrics.verdict_scopes.set(i64::try_from(self.verdicts.len()).unwrap_or(i64::MAX));
+                self.metrics.verdict_scopes.set(i64::try_from(self.known.verdicts.len()).unwrap_or(i64::MAX));
             }
             if !caught_up && follower.caught_up() {
                 caught_up = true;
-                if self.behind.fetch_sub(1, Ordering::AcqRel) == 1 {
+                if self.since.is_some() && self.behind.fetch_sub(1, Ordering::AcqRel) == 1 {
                     self.health.ready(VERDICTS);
                 }
             }
@@ -161,15 +184,23 @@ impl Thread {
     }
 
     fn follower(&self) -> Option<Follower> {
-        let since = Wall::now().0.saturating_sub(self.kept) / 1_000;
+        let name = "runwarden-answers";
+        let start = || match self.since {
+            Some(since) => Follower::since(&self.client, name, &self.topic, since),
+            None => Follower::new(&self.client, name, &[&self.topic]),
+        };
         let mut said = String::new();
         while !self.stop.load(Ordering::Acquire) {
-            match Follower::since(&self.client, "runwarden-verdicts", &self.topic, since) {
+            match start() {
                 Ok(follower) => return Some(follower),
                 Err(error) => {
                     let error = Chain(&error).to_string();
                     if error != said {
-                        tracing::warn!(error, topic = self.topic, "cannot follow verdicts, trying again");
+                        tracing::warn!(
+                            error,
+                            topic = self.topic,
+                            "cannot follow a topic that answers need, trying again"
+                        );
                         said = error;
                     }
                 }
@@ -182,28 +213,28 @@ impl Thread {
         None
     }
 
-    /// False: this version cannot read it. The guardian's events are on the topic too, and are no records of ours to read.
+    /// False: this version cannot read it. The guardian's events and the plans of responses are on the topics too, and answer nothing.
     fn record(&self, record: &OwnedRecord, first: bool) -> bool {
         let Some(payload) = record.payload.as_deref() else { return true };
         let kind = record.headers.iter().find(|(name, _)| name == "ce_type").map(|(_, value)| value.as_slice());
-        if kind.is_some_and(|kind| kind.starts_with(b"guardian.")) {
+        if kind.is_some_and(|kind| kind.starts_with(b"guardian.") || kind.starts_with(b"runwarden.response.")) {
             return true;
         }
-        let read = (self.take)(&self.verdicts, payload, Wall::now());
+        let read = (self.take)(&self.known, payload, Wall::now());
         if !read && first {
             tracing::warn!(
                 topic = self.topic,
                 partition = record.partition,
                 offset = record.offset,
-                "a record cannot be read by this version: no verdict follows from it"
+                "a record cannot be read by this version: no answer follows from it"
             );
         }
         read
     }
 
     fn sweep(&mut self) {
-        self.verdicts.sweep(Wall::now(), self.kept);
-        let refused = self.verdicts.refused();
+        self.known.verdicts.sweep(Wall::now(), self.kept);
+        let refused = self.known.verdicts.refused();
         if refused > self.refused {
             let more = refused - self.refused;
             tracing::warn!(more, "records of further scopes were not taken: too many scopes are held");

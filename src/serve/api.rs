@@ -1,4 +1,4 @@
-//! `/api/v1`: verdicts (I8), asked for and as a stream.
+//! `/api/v1`: verdicts (I8), asked for and as a stream; how a tenant stands (L1, L4).
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,6 +13,7 @@ use axum::routing::get;
 use axum::{Extension, Json, Router};
 use futures::Stream;
 use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::access::{Caller, Denied};
@@ -41,6 +42,13 @@ struct About {
     provider: Option<String>,
 }
 
+/// Whose level is shown.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Whose {
+    tenant_id: Option<String>,
+}
+
 /// Which verdicts a stream shows.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,7 +58,10 @@ struct Wanted {
 }
 
 pub(super) fn routes() -> Router<Views> {
-    Router::new().route("/api/v1/runs/{id}/verdict", get(verdict)).route("/api/v1/verdicts", get(stream))
+    Router::new()
+        .route("/api/v1/runs/{id}/verdict", get(verdict))
+        .route("/api/v1/verdicts", get(stream))
+        .route("/api/v1/policy-level", get(level))
 }
 
 pub(super) fn denied(why: Denied) -> Response {
@@ -117,6 +128,31 @@ async fn verdict(
     Json(answer).into_response()
 }
 
+/// The level of a tenant: the caller's own, the one it names, or that of all.
+async fn level(
+    State(views): State<Views>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    whose: Asked<Whose>,
+) -> Response {
+    let caller = match views.access.caller(peer.0, &headers) {
+        Ok(caller) => caller,
+        Err(why) => return denied(why),
+    };
+    let whose = match whose {
+        Ok(Query(whose)) => whose.tenant_id.filter(|tenant| !tenant.is_empty()),
+        Err(wrong) => {
+            let why = format!("{}; the parameter is tenant_id", wrong.body_text());
+            return problem(StatusCode::BAD_REQUEST, &why);
+        }
+    };
+    let tenant = whose.as_deref().unwrap_or(&caller.tenant);
+    if !caller.sees(tenant) {
+        return denied(Denied::Tenant);
+    }
+    Json(views.levels.of(tenant)).into_response()
+}
+
 async fn stream(
     State(views): State<Views>,
     Extension(peer): Extension<Peer>,
@@ -139,12 +175,23 @@ async fn stream(
     {
         return denied(Denied::Tenant);
     }
-    Sse::new(changes(&views, caller, wanted)).keep_alive(KeepAlive::new().interval(ALIVE)).into_response()
+    let Ok(place) = Arc::clone(&views.streams).try_acquire_owned() else {
+        let mut response =
+            problem(StatusCode::SERVICE_UNAVAILABLE, "too many listen already: ask, or listen elsewhere");
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("30"));
+        return response;
+    };
+    Sse::new(changes(&views, caller, wanted, place)).keep_alive(KeepAlive::new().interval(ALIVE)).into_response()
 }
 
-fn changes(views: &Views, caller: Caller, wanted: Wanted) -> impl Stream<Item = Result<Event, Infallible>> + use<> {
-    let state = (views.verdicts.listen(), caller, wanted);
-    futures::stream::unfold(state, async |(mut news, caller, wanted)| {
+fn changes(
+    views: &Views,
+    caller: Caller,
+    wanted: Wanted,
+    place: OwnedSemaphorePermit,
+) -> impl Stream<Item = Result<Event, Infallible>> + use<> {
+    let state = (views.verdicts.listen(), caller, wanted, place);
+    futures::stream::unfold(state, async |(mut news, caller, wanted, place)| {
         loop {
             let event = match news.recv().await {
                 Ok(change) => {
@@ -164,7 +211,7 @@ fn changes(views: &Views, caller: Caller, wanted: Wanted) -> impl Stream<Item = 
                 }
                 Err(RecvError::Closed) => return None,
             };
-            return Some((Ok(event), (news, caller, wanted)));
+            return Some((Ok(event), (news, caller, wanted, place)));
         }
     })
 }

@@ -32,11 +32,14 @@ use crate::metrics::{self, Metrics};
 use super::access::Access;
 use super::api::{self, Peer};
 use super::health::Health;
+use super::levels::Levels;
 use super::page;
 use super::verdicts::Verdicts;
 
 /// Connections served at once.
 pub const MAX_CONNECTIONS: usize = 128;
+/// Of these, streams of events.
+pub const MAX_STREAMS: usize = 64;
 /// Bytes of request line and headers.
 pub const MAX_HEAD: usize = 16 * 1024;
 /// Headers of a request.
@@ -58,7 +61,10 @@ pub struct Views {
     pub(super) clock: fn() -> Wall,
     pub(super) access: Arc<Access>,
     pub(super) verdicts: Arc<Verdicts>,
-    /// Whether somebody fills the verdicts.
+    pub(super) levels: Arc<Levels>,
+    /// Places for who listens: the others are for who asks.
+    pub(super) streams: Arc<Semaphore>,
+    /// Whether somebody fills them.
     answers: bool,
     roles: Vec<Role>,
 }
@@ -66,14 +72,15 @@ pub struct Views {
 impl Views {
     /// Views of a running process. `clock` is [`Wall::now`] outside tests.
     pub fn new(health: Arc<Health>, metrics: Arc<Metrics>, clock: fn() -> Wall) -> Self {
-        let (access, verdicts) = (Arc::default(), Arc::default());
-        Self { health, metrics, clock, access, verdicts, answers: false, roles: Role::ALL.to_vec() }
+        let (access, verdicts, levels) = (Arc::default(), Arc::default(), Arc::default());
+        let (streams, roles) = (Arc::new(Semaphore::new(MAX_STREAMS)), Role::ALL.to_vec());
+        Self { health, metrics, clock, access, verdicts, levels, streams, answers: false, roles }
     }
 
-    /// Verdicts are given, to whom `access` lets in.
+    /// `/api/v1` answers, to whom `access` lets in, from verdicts and levels that somebody fills.
     #[must_use]
-    pub fn with_verdicts(self, verdicts: Arc<Verdicts>, access: Access) -> Self {
-        Self { verdicts, access: Arc::new(access), answers: true, ..self }
+    pub fn with_api(self, verdicts: Arc<Verdicts>, levels: Arc<Levels>, access: Access) -> Self {
+        Self { verdicts, levels, access: Arc::new(access), answers: true, ..self }
     }
 
     /// Says that the process plays these roles only. Without serve the status page is not there; what watches a process is.

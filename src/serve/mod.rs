@@ -8,6 +8,7 @@ pub mod api;
 pub mod health;
 pub mod http;
 pub mod level;
+pub mod levels;
 mod page;
 pub mod respond;
 pub mod verdicts;

@@ -15,6 +15,12 @@ pub(super) const HTML: &str = r#"<!doctype html>
 <p>Holds LLM runs within their limits: reads run telemetry from Kafka, evaluates windowed SQL, and writes signals, alerts and
 interventions, each exactly once. This page shows this one process.</p>
 <noscript><p>This page needs JavaScript; the same facts are at <a href="/status.json">/status.json</a>.</p></noscript>
+<section id="level" aria-labelledby="h-level" hidden><h2 id="h-level">Policy level</h2>
+<p><span id="level-badge" class="badge" role="status" aria-live="polite">…</span> <span id="level-of"></span></p>
+<dl><dt>last evaluation</dt><dd id="level-at">…</dd><dt>trust</dt><dd id="level-trust">…</dd><dt>forecast risk</dt><dd id="level-risk">…</dd></dl>
+<details><summary>details</summary><ul id="level-why"><li>…</li></ul></details>
+<form id="level-token" hidden><label>token <input type="password" autocomplete="off" size="28"></label> <button>show</button></form>
+</section>
 <section aria-labelledby="h-ready"><h2 id="h-ready">Readiness</h2><ul id="reasons"><li>…</li></ul></section>
 <section aria-labelledby="h-counts"><h2 id="h-counts">Counts since start</h2><table><tbody id="counts"></tbody></table></section>
 <section aria-labelledby="h-partitions"><h2 id="h-partitions">Partitions owned</h2>
@@ -39,6 +45,10 @@ header { display: flex; align-items: center; gap: 1rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
 .badge { padding: .1rem .6rem; border-radius: .3rem; color: #fff; background: #666; }
 .badge.ok { background: var(--ok); } .badge.bad { background: var(--bad); }
+.badge.level { color: #111; font-weight: 600; } .badge.RED { background: #ef4444; } .badge.YELLOW { background: #f59e0b; }
+.badge.GREEN { background: #10b981; } .badge.UNKNOWN { background: #6b7280; color: #fff; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: .4rem 0; } dd { margin: 0; } [hidden] { display: none; }
+input, button { font: inherit; max-width: 100%; } summary { cursor: pointer; } li { overflow-wrap: anywhere; }
 table { border-collapse: collapse; } td, th { padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid var(--line); text-align: left; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; } footer { margin-top: 2rem; opacity: .75; font-size: .85rem; }
 "#;
@@ -68,6 +78,30 @@ function show(s) {
     + ', up ' + Math.floor(s.uptime_seconds) + ' s, configuration ' + (s.config_hash || 'not loaded')
     + ', roles ' + s.roles.join(' ');
 }
+function stand(p) {
+  const b = byId('level-badge'); b.textContent = p.policy; b.className = 'badge level ' + p.policy;
+  byId('level-of').textContent = p.tenant_id === '*' ? 'of all tenants' : 'of ' + p.tenant_id;
+  byId('level-at').textContent = p.evaluated_at ? new Date(p.evaluated_at).toLocaleString() : 'never';
+  byId('level-trust').textContent = !p.inputs ? 'unknown' : p.inputs.trust_locked ? 'LOCKED' : 'unlocked';
+  byId('level-risk').textContent = p.inputs ? p.inputs.forecast_risk.toUpperCase() : 'unknown';
+  const inputs = Object.entries(p.inputs || {}).map(([name, value]) => name.replaceAll('_', ' ') + ': ' + value);
+  const missing = p.missing.length ? ['missing: ' + p.missing.join(', ')] : [];
+  list('level-why', [...p.reasons, ...missing, ...inputs]);
+}
+async function level() {
+  const token = sessionStorage.getItem('token');
+  try {
+    const answer = await fetch('/api/v1/policy-level', { cache: 'no-store', headers: token ? { Authorization: 'Bearer ' + token } : {} });
+    byId('level').hidden = answer.status === 404;
+    byId('level-token').hidden = answer.status !== 401;
+    if (answer.ok) { stand(await answer.json()); }
+    else if (answer.status === 401) { const b = byId('level-badge'); b.textContent = 'needs a token'; b.className = 'badge'; }
+  } catch { const b = byId('level-badge'); b.textContent = 'unreachable'; b.className = 'badge bad'; }
+}
+byId('level-token').addEventListener('submit', (event) => {
+  event.preventDefault(); sessionStorage.setItem('token', event.target.querySelector('input').value.trim()); level();
+});
+level(); setInterval(level, 15000);
 async function tick() {
   try { show(await (await fetch('/status.json', { cache: 'no-store' })).json()); }
   catch { badge('unreachable', 'bad'); }

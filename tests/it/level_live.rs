@@ -13,6 +13,7 @@ use crate::end_to_end::Site;
 use crate::support::sidecar::eventually;
 
 const SOON: Duration = Duration::from_secs(30);
+const TOKEN: &str = "a token of everyone's";
 
 fn send(site: &Site, fields: Value) {
     let mut event =
@@ -29,7 +30,7 @@ fn a_red_level_is_shown_in_files_responded_to_once_and_undone() {
     let at = |name: &str| site.dir.path().join(name);
     fs::write(at("anchor.json"), "[1]").unwrap();
     let more = format!(
-        "[level]\nmarker-file = {:?}\n[respond]\nanchor-file = {:?}\n",
+        "[[auth.tokens]]\nname = \"all\"\ntoken = {TOKEN:?}\ntenant = \"*\"\n[level]\nmarker-file = {:?}\n[respond]\nanchor-file = {:?}\n",
         at("audit_summary.md").display().to_string(),
         at("anchor.json").display().to_string()
     );
@@ -41,6 +42,9 @@ fn a_red_level_is_shown_in_files_responded_to_once_and_undone() {
     };
     send(&site, json!({"integrity_score": 10}));
     eventually("the level of all is shown", SOON, || read("data/state/policy_state.json")["policy"] == "RED");
+    let level = || crate::verdicts::get(&running, "/api/v1/policy-level", Some(TOKEN)).1;
+    eventually("it is shown over HTTP", SOON, || level()["policy"] == "RED");
+    assert_eq!((&level()["tenant_id"], &level()["inputs"]["integrity_score"]), (&json!("*"), &json!(10.0)));
     eventually("a response is previewed", SOON, || {
         read("data/state/policy_response_preview.json")["outcome"] == "PREVIEW"
     });

@@ -55,7 +55,7 @@ fn connect(running: &Running, path: &str, token: Option<&str>) -> TcpStream {
     stream
 }
 
-fn get(running: &Running, path: &str, token: Option<&str>) -> (u16, Value) {
+pub fn get(running: &Running, path: &str, token: Option<&str>) -> (u16, Value) {
     let mut text = String::new();
     connect(running, path, token).read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();

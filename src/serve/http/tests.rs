@@ -205,3 +205,71 @@ async fn a_vanished_owner_ends_the_server_too() {
     drop(r.stop);
     r.server.await.unwrap().unwrap();
 }
+
+const TOKEN: &str = "a token of some length";
+
+/// One whose API answers to one token of tenant acme.
+async fn start_api() -> (Running, Arc<Verdicts>) {
+    let health = Arc::new(Health::new(T0));
+    let metrics = Arc::new(Metrics::register(&Registry::new(), &["run_tokens"]).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = watch::channel(false);
+    let acme = super::super::access::Caller { name: "a".into(), authority: 1, tenant: "acme".into() };
+    let verdicts = Arc::new(Verdicts::default());
+    let views = Views::new(health.clone(), metrics.clone(), t0);
+    let views = views.with_api(verdicts.clone(), Arc::default(), Access::new(false).with(TOKEN, acme));
+    let server = tokio::spawn(serve(listener, views, stopped));
+    (Running { address, health, metrics, stop, server }, verdicts)
+}
+
+async fn ask(address: SocketAddr, path: &str) -> (u16, Value) {
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n");
+    let answer = raw(address, request.as_bytes()).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head[9..12].parse().unwrap(), serde_json::from_str(body).unwrap())
+}
+
+#[tokio::test]
+async fn what_nobody_fills_is_not_there_and_what_is_not_known_yet_is_not_allowed() {
+    let without = start(t0).await;
+    for path in ["/api/v1/runs/r/verdict", "/api/v1/verdicts", "/api/v1/policy-level"] {
+        assert_eq!(send(without.address, "GET", path).await.0, 404, "{path}");
+    }
+    let (r, _verdicts) = start_api().await;
+    r.health.not_ready(api::VERDICTS, "they are being read");
+    let (status, body) = ask(r.address, "/api/v1/runs/r/verdict").await;
+    assert_eq!((status, &body["detail"]), (503, &json!("they are being read")));
+    r.health.ready(api::VERDICTS);
+    let (status, body) = ask(r.address, "/api/v1/runs/r/verdict").await;
+    assert_eq!((status, &body["verdict"], &body["run_id"]), (200, &json!("allow"), &json!("r")));
+    assert_eq!(r.metrics.verdicts.get(metrics::labels::Verdict::Allow).get(), 1);
+    assert_eq!(send(r.address, "GET", "/api/v1/runs/r/verdict").await.0, 401, "without a token");
+}
+
+#[tokio::test]
+async fn the_level_is_the_callers_own_and_unknown_where_none_was_seen() {
+    let (r, _verdicts) = start_api().await;
+    let (status, body) = ask(r.address, "/api/v1/policy-level").await;
+    assert_eq!((status, &body["policy"], &body["tenant_id"]), (200, &json!("UNKNOWN"), &json!("acme")));
+    assert_eq!(ask(r.address, "/api/v1/policy-level?tenant_id=*").await.0, 403);
+    assert_eq!(ask(r.address, "/api/v1/policy-level?tenant=acme").await.0, 400);
+}
+
+#[tokio::test]
+async fn who_listens_takes_no_place_of_who_asks() {
+    let (r, _verdicts) = start_api().await;
+    let mut listening = Vec::new();
+    for n in 0..=MAX_STREAMS {
+        let mut stream = TcpStream::connect(r.address).await.unwrap();
+        let request = format!("GET /api/v1/verdicts HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut first = [0_u8; 12];
+        stream.read_exact(&mut first).await.unwrap();
+        let wanted = if n < MAX_STREAMS { b"HTTP/1.1 200" } else { b"HTTP/1.1 503" };
+        assert_eq!(&first, wanted, "listener {n}");
+        listening.push(stream);
+    }
+    assert_eq!(ask(r.address, "/api/v1/runs/r/verdict").await.0, 200);
+}
