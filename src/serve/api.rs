@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Extension, Json, Router};
+use axum::{Json, Router};
 use futures::Stream;
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
@@ -77,30 +79,35 @@ pub(super) fn denied(why: Denied) -> Response {
     response
 }
 
-type Asked<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
+impl FromRequestParts<Views> for Caller {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, views: &Views) -> Result<Self, Response> {
+        // every connection says where it comes from; one that does not is from nowhere we know
+        let peer = parts.extensions.get::<Peer>().ok_or_else(|| denied(Denied::NoToken))?;
+        views.access.caller(peer.0, &parts.headers).map_err(denied)
+    }
+}
+
+type Asked<T> = Result<Query<T>, QueryRejection>;
+
+/// The parameters, of which `known` are all there are.
+#[expect(clippy::result_large_err, reason = "an answer is what comes of a request either way, once")]
+fn parameters<T>(asked: Asked<T>, known: &str) -> Result<T, Response> {
+    let wrong = |wrong: QueryRejection| {
+        problem(StatusCode::BAD_REQUEST, &format!("{}; parameters are {known}", wrong.body_text()))
+    };
+    asked.map(|Query(given)| given).map_err(wrong)
+}
 
 async fn verdict(
     State(views): State<Views>,
-    Extension(peer): Extension<Peer>,
-    headers: HeaderMap,
+    caller: Caller,
     Path(run): Path<String>,
     about: Asked<About>,
-) -> Response {
-    let caller = match views.access.caller(peer.0, &headers) {
-        Ok(caller) => caller,
-        Err(why) => return denied(why),
-    };
-    let about = match about {
-        Ok(Query(about)) => about,
-        Err(wrong) => {
-            let known = "tenant_id agent_id api_key_id human_actor_id project_id provider";
-            return problem(StatusCode::BAD_REQUEST, &format!("{}; parameters are {known}", wrong.body_text()));
-        }
-    };
-    let tenant = match caller.tenant(about.tenant_id.as_deref()) {
-        Ok(tenant) => tenant,
-        Err(why) => return denied(why),
-    };
+) -> Result<Response, Response> {
+    let about = parameters(about, "tenant_id agent_id api_key_id human_actor_id project_id provider")?;
+    let tenant = caller.tenant(about.tenant_id.as_deref()).map_err(denied)?;
     let About { agent_id, api_key_id, human_actor_id, project_id, provider, .. } = &about;
     let [agent, key, human, project, provider] = [agent_id, api_key_id, human_actor_id, project_id, provider];
     let ids: [Option<&str>; SCOPES.len()] = [
@@ -113,75 +120,43 @@ async fn verdict(
         Some(tenant),
     ];
     if ids.iter().flatten().any(|id| id.len() > MAX_ID) {
-        return problem(StatusCode::BAD_REQUEST, &format!("an id has at most {MAX_ID} bytes"));
+        return Err(problem(StatusCode::BAD_REQUEST, &format!("an id has at most {MAX_ID} bytes")));
     }
     // what has not been read yet is unknown, and unknown is not allow
     if let Some(why) = views.health.reason(VERDICTS) {
         let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, &why);
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        return response;
+        return Err(response);
     }
     let answer = views.verdicts.ask(tenant, ids, (views.clock)());
     if let Some(label) = labels::Verdict::parse(answer.verdict.as_str()) {
         views.metrics.verdicts.get(label).inc();
     }
-    Json(answer).into_response()
+    Ok(Json(answer).into_response())
 }
 
 /// The level of a tenant: the caller's own, the one it names, or that of all.
-async fn level(
-    State(views): State<Views>,
-    Extension(peer): Extension<Peer>,
-    headers: HeaderMap,
-    whose: Asked<Whose>,
-) -> Response {
-    let caller = match views.access.caller(peer.0, &headers) {
-        Ok(caller) => caller,
-        Err(why) => return denied(why),
-    };
-    let whose = match whose {
-        Ok(Query(whose)) => whose.tenant_id.filter(|tenant| !tenant.is_empty()),
-        Err(wrong) => {
-            let why = format!("{}; the parameter is tenant_id", wrong.body_text());
-            return problem(StatusCode::BAD_REQUEST, &why);
-        }
-    };
+async fn level(State(views): State<Views>, caller: Caller, whose: Asked<Whose>) -> Result<Response, Response> {
+    let whose = parameters(whose, "tenant_id")?.tenant_id.filter(|tenant| !tenant.is_empty());
     let tenant = whose.as_deref().unwrap_or(&caller.tenant);
     if !caller.sees(tenant) {
-        return denied(Denied::Tenant);
+        return Err(denied(Denied::Tenant));
     }
-    Json(views.levels.of(tenant)).into_response()
+    Ok(Json(views.levels.of(tenant)).into_response())
 }
 
-async fn stream(
-    State(views): State<Views>,
-    Extension(peer): Extension<Peer>,
-    headers: HeaderMap,
-    wanted: Asked<Wanted>,
-) -> Response {
-    let caller = match views.access.caller(peer.0, &headers) {
-        Ok(caller) => caller,
-        Err(why) => return denied(why),
-    };
-    let wanted = match wanted {
-        Ok(Query(wanted)) => wanted,
-        Err(wrong) => {
-            let why = format!("{}; parameters are tenant_id run_id", wrong.body_text());
-            return problem(StatusCode::BAD_REQUEST, &why);
-        }
-    };
-    if let Some(tenant) = &wanted.tenant_id
-        && !caller.sees(tenant)
-    {
-        return denied(Denied::Tenant);
+async fn stream(State(views): State<Views>, caller: Caller, wanted: Asked<Wanted>) -> Result<Response, Response> {
+    let wanted = parameters(wanted, "tenant_id run_id")?;
+    if wanted.tenant_id.as_ref().is_some_and(|tenant| !caller.sees(tenant)) {
+        return Err(denied(Denied::Tenant));
     }
     let Ok(place) = Arc::clone(&views.streams).try_acquire_owned() else {
         let mut response =
             problem(StatusCode::SERVICE_UNAVAILABLE, "too many listen already: ask, or listen elsewhere");
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("30"));
-        return response;
+        return Err(response);
     };
-    Sse::new(changes(&views, caller, wanted, place)).keep_alive(KeepAlive::new().interval(ALIVE)).into_response()
+    Ok(Sse::new(changes(&views, caller, wanted, place)).keep_alive(KeepAlive::new().interval(ALIVE)).into_response())
 }
 
 fn changes(
