@@ -23,7 +23,7 @@ use self::family::{
 };
 use self::labels::{
     AlertStatus, BlindCause, CommandStatus, DeadLetterReason, Effect, Input, InterventionType, LessonType, Mode,
-    Output, Role, SetOutcome, SignalKind, TransactionOutcome, Verdict,
+    Output, Role, SetOutcome, SignalKind, TableName, TransactionOutcome, Untabled, Verdict,
 };
 
 /// Upper bounds of latency buckets in seconds: 1 ms to 10 s, closest around the bars (20, 40 and 150 ms).
@@ -100,6 +100,16 @@ pub struct Metrics {
     pub verdict_scopes: IntGauge,
     /// Records about scopes beyond the most that are known.
     pub verdict_refused: IntCounter,
+    /// Rows of tables that are in memory.
+    pub table_rows: Gauges<TableName>,
+    /// Records that are in no table.
+    pub untabled: Family<Untabled>,
+    /// Files of rows that are sealed.
+    pub sealed_files: IntGauge,
+    /// Their bytes.
+    pub sealed_bytes: IntGauge,
+    /// Times that rows could not be sealed.
+    pub seal_failures: IntCounter,
     /// Sets of files that this process read, by what became of them.
     pub policy_sets: Family<SetOutcome>,
     /// Revision of the policies in force, as followed; 0 before any.
@@ -243,6 +253,11 @@ impl Metrics {
                 "runwarden_verdict_refused_total",
                 "Records about scopes beyond the most that are known",
             )?,
+            table_rows: Gauges::register(r, "runwarden_table_rows", "Rows of tables in memory")?,
+            untabled: Family::register(r, "runwarden_untabled_total", "Records that are in no table")?,
+            sealed_files: gauge(r, "runwarden_sealed_files", "Files of rows that are sealed")?,
+            sealed_bytes: gauge(r, "runwarden_sealed_bytes", "Bytes of the files of rows that are sealed")?,
+            seal_failures: counter(r, "runwarden_seal_failures_total", "Times that rows could not be sealed")?,
             policy_sets: Family::register(r, "runwarden_policy_sets_total", "Sets of files read by this process")?,
             policy_revision: gauge(r, "runwarden_policy_revision", "Revision of the policies in force, 0 before any")?,
             policy_generation: gauge(r, "runwarden_policy_generation", "Generation of the set of files in force")?,

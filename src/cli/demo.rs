@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::governing::SetFiles;
 use crate::cli::service::{self, Governance, Service, Signals};
+use crate::cli::tabling::Tabling;
 use crate::cli::verdicting::Answering;
 use crate::cli::{DemoArguments, Failure, keys, load};
 use crate::clock::Wall;
@@ -62,6 +63,7 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
         listener,
         "demo",
         Some(answering),
+        Some(Tabling::passing(&client, &topics)),
     )?;
     let places = Places { http: format!("http://{}", service.address), brokers: mock.bootstrap().to_owned(), note };
     let terminal = std::io::stdout().is_terminal();

@@ -19,6 +19,7 @@ mod resize;
 mod run;
 mod service;
 mod simulate;
+mod tabling;
 mod test;
 mod topics;
 mod unmatched;

@@ -9,6 +9,7 @@ use crate::cli::governing::SetFiles;
 use crate::cli::keys::{self, Keys};
 use crate::cli::load::{Loaded, Texts, Tuning};
 use crate::cli::service::{self, Governance, Service, Signals};
+use crate::cli::tabling::Tabling;
 use crate::cli::verdicting::Answering;
 use crate::cli::{Chain, Failure, RunArguments, leveled, load};
 use crate::config::{Config, Role};
@@ -63,11 +64,13 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let follows = config.roles.contains(&Role::Serve) && !arguments.until_end;
     let level = follows.then(|| leveled::start(&config, shell.clone(), Arc::clone(&keys))).transpose()?;
     let answering = Answering::of(&config).filter(|_| !arguments.until_end);
+    let tabling = Tabling::of(&config).filter(|_| !arguments.until_end);
     let governance = match arguments.until_end {
         true => Governance::Files,
         false => governance(&config, texts, tuning, keys, &loaded),
     };
-    let service = Service::start(Some((loaded, shell, governance)), &config.roles, listener, &hash, answering)?;
+    let service =
+        Service::start(Some((loaded, shell, governance)), &config.roles, listener, &hash, answering, tabling)?;
     tracing::info!(address = %service.address, policies, roles = roles(&config), "runwarden is up");
     let refused = provision(&client, &topics)?;
     let outcome = loop {
@@ -112,7 +115,7 @@ fn alone(config: &Config, listener: std::net::TcpListener, hash: &str) -> Result
     let follows = config.roles.contains(&Role::Serve);
     let keys = follows.then(|| keys::of(config)).transpose()?.map(Arc::new);
     let _level = keys.map(|keys| leveled::start(config, load::shell(config), keys)).transpose()?;
-    let service = Service::start(None, &config.roles, listener, hash, Answering::of(config))?;
+    let service = Service::start(None, &config.roles, listener, hash, Answering::of(config), Tabling::of(config))?;
     tracing::info!(address = %service.address, roles = roles(config), "runwarden is up, without the role core: it owns no partitions");
     if let Some(said) = config.idle_process() {
         tracing::warn!("{said}");

@@ -17,6 +17,7 @@ use crate::cli::governing::{Governed, Governor, Reread, SetFiles};
 use crate::cli::keys::Keys;
 use crate::cli::load::Loaded;
 use crate::cli::metered::{Counting, Metered};
+use crate::cli::tabling::{self, Filling, Tabling};
 use crate::cli::verdicting::{self, Answering, Following, Known};
 use crate::cli::watching::{Sampler, Watching};
 use crate::clock::Wall;
@@ -29,6 +30,7 @@ use crate::pipeline::{Own, Partition, terms};
 use crate::serve::Health;
 use crate::serve::health::STARTING;
 use crate::serve::http::{self, Views};
+use crate::serve::reads::events::News;
 
 /// How often liveness and readiness follow the shell's status.
 const BEAT: Duration = Duration::from_millis(100);
@@ -50,6 +52,7 @@ pub(super) struct Service {
     sampler: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
     governor: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
     _following: Option<Following>,
+    _filling: Option<Filling>,
 }
 
 /// Whose terms a core works under.
@@ -76,13 +79,15 @@ fn govern(governor: Governor) -> Result<(Arc<AtomicBool>, JoinHandle<()>), Failu
 
 impl Service {
     /// Starts everything: HTTP on `listener`, then, given a `core`, the shell; `governance` says whose terms it works under. `roles`
-    /// is what is said to be played; without serve there is no status page. `answering`: verdicts are given.
+    /// is what is said to be played; without serve there is no status page. `answering`: verdicts are given;
+    /// `tabling`: tables are shown.
     pub(super) fn start(
         core: Option<(Loaded, ShellConfig, Governance)>,
         roles: &BTreeSet<Role>,
         listener: std::net::TcpListener,
         config_hash: &str,
         answering: Option<Answering>,
+        tabling: Option<Tabling>,
     ) -> Result<Self, Failure> {
         let queries = core.iter().flat_map(|(loaded, ..)| &loaded.settings.metrics);
         let names: Vec<String> = queries.map(|m| m.name.clone()).collect();
@@ -105,6 +110,12 @@ impl Service {
             }
             None => views,
         };
+        let news = News::default();
+        let filling = tabling.map(|tabling| tabling::fill(tabling, news.clone(), &metrics)).transpose()?;
+        let (views, filling) = match filling {
+            Some((tables, filling)) => (views.with_tables(tables, news), Some(filling)),
+            None => (views, None),
+        };
         let (address, http) = serve(listener, views)?;
         let (sender, ended) = mpsc::channel();
         let Some((loaded, shell, governance)) = core else {
@@ -121,6 +132,7 @@ impl Service {
                 sampler,
                 governor: None,
                 _following: following,
+                _filling: filling,
             });
         };
         let counting =
@@ -184,6 +196,7 @@ impl Service {
             sampler,
             governor,
             _following: following,
+            _filling: filling,
         })
     }
 

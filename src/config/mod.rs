@@ -295,6 +295,16 @@ pub struct Limits {
     pub stop_grace: Duration,
     /// Depth to which stopping a run stops its children.
     pub cascade_depth: usize,
+    /// Keys of a table of a compacted topic.
+    pub table_keys: usize,
+    /// Files that are sealed of a table, bytes.
+    pub table_bytes: u64,
+    /// How long a question may take.
+    pub query_time: Duration,
+    /// Memory of the questions that run, bytes.
+    pub query_bytes: usize,
+    /// Rows of an answer.
+    pub query_rows: usize,
     /// Largest body of an HTTP request, bytes.
     pub http_body_bytes: usize,
 }
@@ -617,6 +627,11 @@ fn limits(s: &mut Section<'_, '_>) -> Limits {
         tombstone_retention: s.duration("tombstone-retention", 7 * DAY, seconds(60)..=YEAR),
         stop_grace: s.duration("stop-grace", seconds(30), Duration::ZERO..=DAY),
         cascade_depth: s.number("cascade-depth", 16, 1..=1_000),
+        table_keys: s.number("table-keys", 200_000, 1_000..=100_000_000),
+        table_bytes: s.number("table-bytes", 1 << 30, 1 << 20..=1 << 40),
+        query_time: s.duration("query-time", seconds(10), seconds(1)..=seconds(600)),
+        query_bytes: s.number("query-bytes", 128 * MIB, MIB..=64 * 1_024 * MIB),
+        query_rows: s.number("query-rows", 100_000, 100..=10_000_000),
         http_body_bytes: s.number("http-body-bytes", MIB, 1_024..=64 * MIB),
     }
 }

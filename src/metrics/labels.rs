@@ -77,6 +77,15 @@ labels! {
     Verdict "verdict" {
         Allow "allow", Queue "queue", Degrade "degrade", Reject "reject", Pause "pause", Stop "stop", Kill "kill",
     }
+    /// Why a record of ours is in no table.
+    Untabled "reason" { Unread "unread", Full "full" }
+    /// Tables that are read from topics.
+    TableName "table" {
+        Signals "signals", Alerts "alerts", Interventions "interventions", Runs "runs", Lessons "lessons",
+        Policies "policies", Limits "limits", Proposals "proposals", Versions "policy_versions",
+        Overrides "overrides", Silences "silences", PolicyLevel "policy_level", Audit "audit",
+        Evaluations "evaluations",
+    }
     /// What became of a command.
     CommandStatus "status" { Accepted "ACCEPTED", Refused "REFUSED" }
     /// What became of a set of files: `invalid` never left this process, `refused` by the writer.

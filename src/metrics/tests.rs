@@ -105,6 +105,7 @@ fn labels_are_only_the_closed_ones() {
         "role",
         "cause",
         "verdict",
+        "table",
         "partition",
         "le",
         "hash",

@@ -34,6 +34,8 @@ use super::api::{self, Peer};
 use super::health::Health;
 use super::levels::Levels;
 use super::page;
+use super::reads::{self, events::News};
+use super::tables::Tables;
 use super::verdicts::Verdicts;
 
 /// Connections served at once.
@@ -62,6 +64,10 @@ pub struct Views {
     pub(super) access: Arc<Access>,
     pub(super) verdicts: Arc<Verdicts>,
     pub(super) levels: Arc<Levels>,
+    /// What runwarden says, as tables; `None`: the role serve is off.
+    pub(super) tables: Option<Tables>,
+    /// What runwarden says, as it says it.
+    pub(super) news: News,
     /// Places for who listens: the others are for who asks.
     pub(super) streams: Arc<Semaphore>,
     /// Whether somebody fills them.
@@ -74,13 +80,20 @@ impl Views {
     pub fn new(health: Arc<Health>, metrics: Arc<Metrics>, clock: fn() -> Wall) -> Self {
         let (access, verdicts, levels) = (Arc::default(), Arc::default(), Arc::default());
         let (streams, roles) = (Arc::new(Semaphore::new(MAX_STREAMS)), Role::ALL.to_vec());
-        Self { health, metrics, clock, access, verdicts, levels, streams, answers: false, roles }
+        let (tables, news) = (None, News::default());
+        Self { health, metrics, clock, access, verdicts, levels, tables, news, streams, answers: false, roles }
     }
 
     /// `/api/v1` answers, to whom `access` lets in, from verdicts and levels that somebody fills.
     #[must_use]
     pub fn with_api(self, verdicts: Arc<Verdicts>, levels: Arc<Levels>, access: Access) -> Self {
         Self { verdicts, levels, access: Arc::new(access), answers: true, ..self }
+    }
+
+    /// `/api/v1` shows tables that somebody fills, and what is told as it happens.
+    #[must_use]
+    pub fn with_tables(self, tables: Tables, news: News) -> Self {
+        Self { tables: Some(tables), news, ..self }
     }
 
     /// Says that the process plays these roles only. Without serve the status page is not there; what watches a process is.
@@ -177,7 +190,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, mut sto
 
 fn routes(views: Views) -> Router {
     let router = if views.roles.contains(&Role::Serve) { served() } else { not_served() };
-    let router = if views.answers { router.merge(api::routes()) } else { router };
+    let router = if views.answers { router.merge(api::routes()).merge(reads::routes()) } else { router };
     router
         .route("/status.json", get(status))
         .route("/metrics", get(metrics_text))

@@ -10,7 +10,9 @@ pub mod http;
 pub mod level;
 pub mod levels;
 mod page;
+pub mod reads;
 pub mod respond;
+pub mod tables;
 pub mod verdicts;
 
 pub use health::Health;

@@ -27,6 +27,7 @@ fn start(mock: &Mock, topics: &Topics, slot: &str) -> Service {
         listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(),
         "test",
         None,
+        None,
     )
     .unwrap()
 }
@@ -129,7 +130,7 @@ fn what_goes_in_shows_in_the_metrics() {
 /// A process with these roles and no broker anywhere.
 fn without_core(roles: &[Role]) -> Service {
     let roles = roles.iter().copied().collect();
-    Service::start(None, &roles, listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(), "test", None).unwrap()
+    Service::start(None, &roles, listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(), "test", None, None).unwrap()
 }
 
 fn role_gauges(service: &Service) -> Vec<f64> {
@@ -172,7 +173,8 @@ fn core_alone_owns_partitions_and_shows_no_page() {
     let shell = ShellConfig::new(mock.settings(), "roles", "a", topics);
     let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let service =
-        Service::start(Some((loaded, shell, Governance::Files)), &[Role::Core].into(), listener, "test", None).unwrap();
+        Service::start(Some((loaded, shell, Governance::Files)), &[Role::Core].into(), listener, "test", None, None)
+            .unwrap();
     eventually("it owns", || partitions(&service) == 1 && reasons(&service).is_empty());
     assert_eq!(get(&service, "/").0, 404);
     service.drain(SOON).unwrap();
@@ -188,6 +190,7 @@ fn a_broker_that_is_not_there_keeps_a_process_alive_and_not_ready() {
         &[Role::Core, Role::Serve].into(),
         listener,
         "test",
+        None,
         None,
     )
     .unwrap();
