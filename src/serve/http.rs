@@ -1,4 +1,4 @@
-//! The HTTP server: `/metrics`, `/healthz`, `/readyz`, `/status.json`, the status page at `/`, and `/api/v1`.
+//! The HTTP server: `/metrics`, `/healthz`, `/readyz`, `/status.json`, the console at `/`, and `/api/v1`.
 //!
 //! Everything is a read; only what is below `/api/v1` needs a token ([`super::access`]). It listens on loopback unless told otherwise. Bounded against any client:
 //! [`MAX_CONNECTIONS`] at once (more wait in the listen queue), [`MAX_HEAD`] bytes of request head within [`HEAD_TIMEOUT`],
@@ -31,9 +31,9 @@ use crate::metrics::{self, Metrics};
 
 use super::access::Access;
 use super::api::{self, Peer};
+use super::console;
 use super::health::Health;
 use super::levels::Levels;
-use super::page;
 use super::reads::{self, events::News};
 use super::tables::Tables;
 use super::verdicts::Verdicts;
@@ -96,7 +96,7 @@ impl Views {
         Self { tables: Some(tables), news, ..self }
     }
 
-    /// Says that the process plays these roles only. Without serve the status page is not there; what watches a process is.
+    /// Says that the process plays these roles only. Without serve the console is not there; what watches a process is.
     #[must_use]
     pub fn with_roles(self, roles: Vec<Role>) -> Self {
         Self { roles, ..self }
@@ -204,18 +204,20 @@ fn routes(views: Views) -> Router {
 
 /// What the role serve adds.
 fn served() -> Router<Views> {
-    Router::new()
-        .route("/", get(|| async { text("text/html; charset=utf-8", page::HTML) }))
-        .route("/status.css", get(|| async { text("text/css; charset=utf-8", page::CSS) }))
-        .route("/status.js", get(|| async { text("text/javascript; charset=utf-8", page::JS) }))
+    let page = Router::new().route("/", get(|| async { text("text/html; charset=utf-8", console::HTML) }));
+    console::FILES
+        .into_iter()
+        .fold(page, |router, (path, kind, content)| router.route(path, get(move || async move { text(kind, content) })))
 }
 
 /// Where that role is off, its pages say so.
 fn not_served() -> Router<Views> {
-    const OFF: &str = "the role serve is off in this process, so it has no status page; add \"serve\" to [roles] enabled to \
+    const OFF: &str = "the role serve is off in this process, so it has no console; add \"serve\" to [roles] enabled to \
                        turn it on. /status.json, /metrics, /healthz and /readyz are here";
-    ["/", "/status.css", "/status.js"]
+    let paths = console::FILES.map(|(path, ..)| path);
+    paths
         .into_iter()
+        .chain(["/"])
         .fold(Router::new(), |router, path| router.route(path, get(|| async { problem(StatusCode::NOT_FOUND, OFF) })))
 }
 

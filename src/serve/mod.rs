@@ -1,15 +1,15 @@
-//! What the process shows of itself over HTTP: metrics, liveness, readiness, a status page, and verdicts.
+//! What the process shows of itself over HTTP: metrics, liveness, readiness, a console, and verdicts.
 //!
 //! Reads never touch the core: everything here is read from [`Health`] (atomics and small maps that the shell fills) and from
 //! the metrics registry, so a slow reader cannot slow a decision.
 
 pub mod access;
 pub mod api;
+mod console;
 pub mod health;
 pub mod http;
 pub mod level;
 pub mod levels;
-mod page;
 pub mod reads;
 pub mod respond;
 pub mod tables;

@@ -152,7 +152,7 @@ fn without_core_a_process_needs_no_broker_and_is_ready_at_once() {
 #[test]
 fn without_serve_what_watches_a_process_is_there_and_the_page_says_how_to_get_it() {
     let service = without_core(&[Role::Edge, Role::Channels]);
-    for path in ["/", "/status.css", "/status.js"] {
+    for path in ["/", "/console/console.css", "/console/console.js"] {
         let (status, body) = get(&service, path);
         assert_eq!(status, 404, "{path}");
         assert!(body.contains("role serve is off") && body.contains("[roles] enabled"), "{body}");

@@ -130,6 +130,27 @@ async fn the_page_fetches_nothing_from_elsewhere_and_its_parts_exist() {
 }
 
 #[tokio::test]
+async fn the_scripts_load_only_what_is_served_here_and_never_write_markup() {
+    let r = start(t0).await;
+    for (path, kind, content) in console::FILES {
+        let (status, head, body) = send(r.address, "GET", path).await;
+        assert_eq!((status, body.as_str()), (200, content), "{path}");
+        assert!(head.contains(&format!("content-type: {kind}")), "{head}");
+        assert!(!content.contains("http://") && !content.contains("https://"), "{path}");
+        for markup in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+            assert!(!content.contains(markup), "{path} has {markup}");
+        }
+        let imported = content.split(" from './").skip(1).filter_map(|rest| rest.split('\'').next());
+        for file in imported {
+            assert!(console::FILES.iter().any(|(path, ..)| *path == format!("/console/{file}")), "{path}: {file}");
+        }
+    }
+    for wrong in [" style=", " onclick=", "<script>", "<style"] {
+        assert!(!console::HTML.contains(wrong), "the policy of content forbids {wrong}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_there_or_not_a_read_is_a_problem_document() {
     let r = start(t0).await;
     for (method, path, expected) in [("GET", "/nothing", 404), ("POST", "/readyz", 405), ("DELETE", "/", 405)] {

@@ -413,7 +413,7 @@ async fn page(State(views): State<Views>) -> Response {
     }
     let html = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, \
-         initial-scale=1\"><title>runwarden: the API</title><link rel=\"stylesheet\" href=\"/console.css\"></head>\n<body><main>\
+         initial-scale=1\"><title>runwarden: the API</title><link rel=\"stylesheet\" href=\"/console/console.css\"></head>\n<body><main>\
          <h1>The API</h1><p>For programs: <a href=\"/api/v1/openapi.json\">/api/v1/openapi.json</a> (OpenAPI 3.1). Back to \
          <a href=\"/\">the console</a>.</p>\n<table><thead><tr><th scope=\"col\">route</th><th scope=\"col\">what</th>\
          <th scope=\"col\">parameters</th></tr></thead><tbody>\n{rows}</tbody></table></main></body></html>\n"
