@@ -23,7 +23,7 @@ use self::family::{
 };
 use self::labels::{
     AlertStatus, BlindCause, CommandStatus, DeadLetterReason, Effect, Input, InterventionType, LessonType, Mode,
-    Output, Role, SetOutcome, SignalKind, TableName, TransactionOutcome, Untabled, Verdict,
+    Output, Role, SetOutcome, SignalKind, SqlEnded, SqlLogin, TableName, TransactionOutcome, Untabled, Verdict,
 };
 
 /// Upper bounds of latency buckets in seconds: 1 ms to 10 s, closest around the bars (20, 40 and 150 ms).
@@ -110,6 +110,14 @@ pub struct Metrics {
     pub sealed_bytes: IntGauge,
     /// Times that rows could not be sealed.
     pub seal_failures: IntCounter,
+    /// Connections of SQL now.
+    pub sql_connections: IntGauge,
+    /// Connections of SQL, by what became of them.
+    pub sql_logins: Family<SqlLogin>,
+    /// Statements of SQL, by how they ended.
+    pub sql_statements: Family<SqlEnded>,
+    /// Rows sent by SQL.
+    pub sql_rows: IntCounter,
     /// Sets of files that this process read, by what became of them.
     pub policy_sets: Family<SetOutcome>,
     /// Revision of the policies in force, as followed; 0 before any.
@@ -258,6 +266,10 @@ impl Metrics {
             sealed_files: gauge(r, "runwarden_sealed_files", "Files of rows that are sealed")?,
             sealed_bytes: gauge(r, "runwarden_sealed_bytes", "Bytes of the files of rows that are sealed")?,
             seal_failures: counter(r, "runwarden_seal_failures_total", "Times that rows could not be sealed")?,
+            sql_connections: gauge(r, "runwarden_sql_connections", "Connections of SQL now")?,
+            sql_logins: Family::register(r, "runwarden_sql_logins_total", "Connections of SQL")?,
+            sql_statements: Family::register(r, "runwarden_sql_statements_total", "Statements of SQL")?,
+            sql_rows: counter(r, "runwarden_sql_rows_total", "Rows sent by SQL")?,
             policy_sets: Family::register(r, "runwarden_policy_sets_total", "Sets of files read by this process")?,
             policy_revision: gauge(r, "runwarden_policy_revision", "Revision of the policies in force, 0 before any")?,
             policy_generation: gauge(r, "runwarden_policy_generation", "Generation of the set of files in force")?,

@@ -65,7 +65,9 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
         Some(answering),
         Some(Tabling::passing(&client, &topics)),
     )?;
-    let places = Places { http: format!("http://{}", service.address), brokers: mock.bootstrap().to_owned(), note };
+    let sql = service.sql().map(|address| address.to_string()).unwrap_or_default();
+    let http = format!("http://{}", service.address);
+    let places = Places { http, sql, brokers: mock.bootstrap().to_owned(), note };
     let terminal = std::io::stdout().is_terminal();
     let mut screen = Screen::new(std::io::stdout(), terminal, Style { color: terminal, ..Style::default() }, places);
     let started = Wall::now();

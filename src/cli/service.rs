@@ -52,7 +52,7 @@ pub(super) struct Service {
     sampler: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
     governor: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
     _following: Option<Following>,
-    _filling: Option<Filling>,
+    filling: Option<Filling>,
 }
 
 /// Whose terms a core works under.
@@ -111,7 +111,9 @@ impl Service {
             None => views,
         };
         let news = News::default();
-        let filling = tabling.map(|tabling| tabling::fill(tabling, news.clone(), &metrics)).transpose()?;
+        let access = Arc::new(answering.as_ref().map(|answering| answering.access.clone()).unwrap_or_default());
+        let fill = |tabling| tabling::fill(tabling, news.clone(), Arc::clone(&access), &metrics);
+        let filling = tabling.map(fill).transpose()?;
         let (views, filling) = match filling {
             Some((tables, filling)) => (views.with_tables(tables, news), Some(filling)),
             None => (views, None),
@@ -132,7 +134,7 @@ impl Service {
                 sampler,
                 governor: None,
                 _following: following,
-                _filling: filling,
+                filling,
             });
         };
         let counting =
@@ -196,8 +198,13 @@ impl Service {
             sampler,
             governor,
             _following: following,
-            _filling: filling,
+            filling,
         })
+    }
+
+    /// Where SQL is answered; `None`: nowhere.
+    pub(super) fn sql(&self) -> Option<SocketAddr> {
+        self.filling.as_ref().map(|filling| filling.sql)
     }
 
     /// Waits for the shell to end by itself, at most `within`. `None`: it goes on.

@@ -1,11 +1,14 @@
 //! What fills the tables: one thread that follows the topics they are read from, from where they are sealed.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use crate::cli::{Chain, Failure, load};
 use crate::clock::Wall;
@@ -15,7 +18,9 @@ use crate::kafka::reader::OwnedRecord;
 use crate::kafka::{ClientSettings, ShellConfig, Topics};
 use crate::metrics::Metrics;
 use crate::metrics::labels::{self, Label as _};
+use crate::serve::access::Access;
 use crate::serve::reads::events::News;
+use crate::serve::sql::{self, Ended, Sql};
 use crate::serve::tables::schema::Source;
 use crate::serve::tables::{Bounds, Limits, Record, Tables, Taken};
 
@@ -25,8 +30,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const BEHIND: i64 = 100_000;
 /// Between attempts to reach the topics.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often it is looked whether there is enough to seal.
-const TIDY: Duration = Duration::from_secs(10);
+/// How often it is looked whether there is enough to seal, and what there is is counted.
+const TIDY: Duration = Duration::from_secs(2);
 /// How often everything is sealed: what a restart has to read again.
 const SEAL: Duration = Duration::from_secs(3_600);
 
@@ -38,6 +43,10 @@ pub(super) struct Tabling {
     dir: Option<PathBuf>,
     bounds: Bounds,
     limits: Limits,
+    /// Where SQL is answered.
+    sql: SocketAddr,
+    /// A free port does where that one is taken.
+    any_port: bool,
 }
 
 impl Tabling {
@@ -50,14 +59,26 @@ impl Tabling {
             let limits = Limits { time: l.query_time, memory: l.query_bytes, rows: l.query_rows, ..Limits::default() };
             // two processes may share a data directory, and never a slot
             let dir = Some(config.paths.data.join("tables").join(slot));
-            Self { client, topics, dir, bounds, limits }
+            Self { client, topics, dir, bounds, limits, sql: config.sql, any_port: false }
         })
     }
 
     /// In memory alone, for as long as the process lives.
     pub(super) fn passing(client: &ClientSettings, topics: &Topics) -> Self {
         let (client, topics) = (client.clone(), topics.clone());
-        Self { client, topics, dir: None, bounds: Bounds::default(), limits: Limits::default() }
+        let (bounds, limits, sql) = (Bounds::default(), Limits::default(), Config::default().sql);
+        Self { client, topics, dir: None, bounds, limits, sql, any_port: true }
+    }
+
+    fn listen(&self) -> Result<std::net::TcpListener, Failure> {
+        match std::net::TcpListener::bind(self.sql) {
+            Err(e) if self.any_port && e.kind() == std::io::ErrorKind::AddrInUse => {
+                std::net::TcpListener::bind((self.sql.ip(), 0)).map_err(Failure::reach)
+            }
+            bound => bound.map_err(|e| {
+                Failure::Reach(format!("cannot listen on {} for SQL: {e}; choose another with [sql] listen", self.sql))
+            }),
+        }
     }
 }
 
@@ -75,26 +96,69 @@ fn topic(topics: &Topics, source: Source) -> &str {
     }
 }
 
-/// The thread; it ends when this is dropped.
+/// The threads; they end when this is dropped.
 pub(super) struct Filling {
+    /// Where SQL is answered.
+    pub(super) sql: SocketAddr,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    answering: Option<(watch::Sender<bool>, JoinHandle<()>)>,
 }
 
 impl Drop for Filling {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
+        if let Some((stop, thread)) = self.answering.take() {
+            // an error means that it ended before
+            drop(stop.send(true));
+            if thread.join().is_err() {
+                tracing::error!("the thread that answers SQL panicked");
+            }
+        }
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the thread that fills the tables panicked");
         }
     }
 }
 
-/// Begins to fill tables.
-pub(super) fn fill(tabling: Tabling, news: News, metrics: &Arc<Metrics>) -> Result<(Tables, Filling), Failure> {
+/// Answers SQL on threads of its own: a statement may take long, and nobody who asks otherwise waits for it.
+fn answer(listener: std::net::TcpListener, sql: Arc<Sql>) -> Result<(watch::Sender<bool>, JoinHandle<()>), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().thread_name("sql").build();
+    let runtime = runtime.map_err(Failure::reach)?;
+    listener.set_nonblocking(true).map_err(Failure::reach)?;
+    let listener = {
+        let _inside = runtime.enter();
+        tokio::net::TcpListener::from_std(listener).map_err(Failure::reach)?
+    };
+    let (stop, stopped) = watch::channel(false);
+    let body = move || {
+        if let Err(error) = runtime.block_on(sql::serve(listener, sql, stopped)) {
+            tracing::error!(%error, "SQL is no longer answered");
+        }
+        // a statement that does not come up for air is not waited for
+        runtime.shutdown_background();
+    };
+    let thread = std::thread::Builder::new().name("sql-main".into()).spawn(body).map_err(Failure::reach)?;
+    Ok((stop, thread))
+}
+
+/// Begins to fill tables, and to answer SQL over them.
+pub(super) fn fill(
+    tabling: Tabling,
+    news: News,
+    access: Arc<Access>,
+    metrics: &Arc<Metrics>,
+) -> Result<(Tables, Filling), Failure> {
     let tables = Tables::new(tabling.bounds, tabling.limits, Wall::now).map_err(Failure::reach)?;
+    let limits = sql::Limits { statement: tabling.limits.time.max(Duration::from_secs(30)), ..sql::Limits::default() };
+    let sql = Arc::new(Sql::new(Arc::new(tables.clone()), access, limits).map_err(Failure::reach)?);
+    let listener = tabling.listen()?;
+    let address = listener.local_addr().map_err(Failure::reach)?;
+    let answering = Some(answer(listener, Arc::clone(&sql))?);
     let stop = Arc::new(AtomicBool::new(false));
     let filler = Filler {
+        sql,
+        told: SqlTold::default(),
         tabling,
         tables: tables.clone(),
         news,
@@ -104,10 +168,20 @@ pub(super) fn fill(tabling: Tabling, news: News, metrics: &Arc<Metrics>) -> Resu
         said: Vec::new(),
     };
     let thread = std::thread::Builder::new().name("tables-fill".into()).spawn(move || filler.run());
-    Ok((tables, Filling { stop, thread: Some(thread.map_err(Failure::reach)?) }))
+    Ok((tables, Filling { sql: address, stop, thread: Some(thread.map_err(Failure::reach)?), answering }))
+}
+
+/// What was told of SQL to the metrics.
+#[derive(Default)]
+struct SqlTold {
+    ended: [u64; 4],
+    connections: [u64; 3],
+    rows: u64,
 }
 
 struct Filler {
+    sql: Arc<Sql>,
+    told: SqlTold,
     tabling: Tabling,
     tables: Tables,
     news: News,
@@ -243,13 +317,30 @@ impl Filler {
         }
     }
 
-    fn tidy(&self, all: bool) {
+    fn tell_of_sql(&mut self) {
+        let (counts, m, told) = (self.sql.counts(), &self.metrics, &mut self.told);
+        m.sql_connections.set(i64::try_from(counts.open()).unwrap_or(i64::MAX));
+        let more = |now: u64, before: &mut u64| now - std::mem::replace(before, now);
+        for (how, before) in Ended::ALL.into_iter().zip(&mut told.ended) {
+            if let Some(label) = labels::SqlEnded::parse(how.as_str()) {
+                m.sql_statements.get(label).inc_by(more(counts.ended(how), before));
+            }
+        }
+        let [accepted, turned_away, denied] = &mut told.connections;
+        m.sql_logins.get(labels::SqlLogin::Accepted).inc_by(more(counts.accepted(), accepted));
+        m.sql_logins.get(labels::SqlLogin::TurnedAway).inc_by(more(counts.turned_away(), turned_away));
+        m.sql_logins.get(labels::SqlLogin::Denied).inc_by(more(counts.denied(), denied));
+        m.sql_rows.inc_by(more(counts.rows(), &mut told.rows));
+    }
+
+    fn tidy(&mut self, all: bool) {
         for source in Source::ALL {
             if let Err(error) = self.tables.tidy(source, all) {
                 self.metrics.seal_failures.inc();
                 tracing::warn!(%error, "rows cannot be sealed; they stay in memory");
             }
         }
+        self.tell_of_sql();
         for (name, rows, _) in self.tables.sizes() {
             if let Some(label) = labels::TableName::parse(name) {
                 self.metrics.table_rows.get(label).set(i64::try_from(rows).unwrap_or(i64::MAX));

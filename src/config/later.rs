@@ -10,7 +10,6 @@ impl Config {
         let (l, d) = (&self.limits, &default.limits);
         let changed = [
             ("paths.panels", self.paths.panels != default.paths.panels),
-            ("sql.listen", self.sql != default.sql),
             ("otlp", self.otlp != default.otlp),
             ("limits.http-body-bytes", l.http_body_bytes != d.http_body_bytes),
         ];

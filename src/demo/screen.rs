@@ -130,8 +130,10 @@ pub struct Line {
 /// Where the demo can be looked at.
 #[derive(Debug, Clone)]
 pub struct Places {
-    /// Base URL of the status page, without a slash at the end.
+    /// Base URL of the console, without a slash at the end.
     pub http: String,
+    /// Address of SQL.
+    pub sql: String,
     /// Bootstrap address of the in-process broker.
     pub brokers: String,
     /// Something to know about them.
@@ -291,13 +293,14 @@ pub fn summary(view: &View) -> String {
 
 /// Where to look while the demo runs.
 pub fn guide(places: &Places) -> String {
-    let Places { http, brokers, note } = places;
+    let Places { http, sql, brokers, note } = places;
     let note = note.as_deref().map(|note| format!("{note}\n")).unwrap_or_default();
     format!(
         "\n{note}where to look while it runs
-  status page   {http}/
+  console       {http}/
   metrics       {http}/metrics
   readiness     {http}/readyz
+  SQL           psql 'postgres://runwarden@{sql}/runwarden'
   broker        {brokers}   (in this process, gone when it ends)
 
 how to read the topics, with any Kafka client

@@ -86,6 +86,10 @@ labels! {
         Overrides "overrides", Silences "silences", PolicyLevel "policy_level", Audit "audit",
         Evaluations "evaluations",
     }
+    /// How a statement of SQL ended.
+    SqlEnded "outcome" { Done "done", Refused "refused", Failed "failed", Stopped "stopped" }
+    /// What became of who wanted to ask in SQL.
+    SqlLogin "outcome" { Accepted "accepted", TurnedAway "turned_away", Denied "denied" }
     /// What became of a command.
     CommandStatus "status" { Accepted "ACCEPTED", Refused "REFUSED" }
     /// What became of a set of files: `invalid` never left this process, `refused` by the writer.

@@ -94,18 +94,26 @@ impl Access {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         if let Some(given) = given {
             let token = given.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-            let sent = digest(token.ok_or(Denied::NoToken)?.1.trim());
-            let known = self.tokens.iter().find(|(known, _)| *known == sent);
-            return known.map(|(_, caller)| caller.clone()).ok_or(Denied::Unknown);
+            return self.by_token(token.ok_or(Denied::NoToken)?.1.trim()).ok_or(Denied::Unknown);
         }
-        if !self.open || !is_here(peer.ip()) {
-            return Err(Denied::NoToken);
-        }
+        let open = self.open_to(peer.ip()).ok_or(Denied::NoToken)?;
         let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
         if !host.is_some_and(names_this_host) {
             return Err(Denied::Host);
         }
-        Ok(Caller { name: "loopback".to_owned(), authority: 5, tenant: ALL.to_owned() })
+        Ok(open)
+    }
+
+    /// Whose token this is.
+    pub fn by_token(&self, token: &str) -> Option<Caller> {
+        let sent = digest(token);
+        self.tokens.iter().find(|(known, _)| *known == sent).map(|(_, caller)| caller.clone())
+    }
+
+    /// Who asks without a token, if that is enough where it comes from.
+    pub fn open_to(&self, peer: IpAddr) -> Option<Caller> {
+        let open = self.open && is_here(peer);
+        open.then(|| Caller { name: "loopback".to_owned(), authority: 5, tenant: ALL.to_owned() })
     }
 }
 
@@ -185,6 +193,16 @@ mod tests {
         assert_eq!(asked(&access, "[::ffff:127.0.0.1]:5", None, "localhost"), Ok("loopback".into()));
         // who sends a wrong token is not let in as nobody
         assert_eq!(asked(&access, "127.0.0.1:5", Some("Bearer wrong"), "localhost"), Err(Denied::Unknown));
+    }
+
+    #[test]
+    fn who_asks_by_other_means_than_http_is_known_by_the_token_or_by_where_it_comes_from() {
+        let access = Access::new(true).with("a secret of some length", of("a", "acme"));
+        assert_eq!(access.by_token("a secret of some length"), Some(of("a", "acme")));
+        assert_eq!((access.by_token("a secret of some lengt"), access.by_token("")), (None, None));
+        let from = |access: &Access, ip: &str| access.open_to(ip.parse().unwrap()).map(|caller| caller.tenant);
+        assert_eq!((from(&access, "127.0.0.1"), from(&access, "::1")), (Some("*".into()), Some("*".into())));
+        assert_eq!((from(&access, "10.0.0.1"), from(&Access::new(false), "127.0.0.1")), (None, None));
     }
 
     #[test]

@@ -154,7 +154,8 @@ async fn accept(
     }
 }
 
-fn is_passing(error: &io::Error) -> bool {
+/// Whether a listener goes on after it.
+pub(super) fn is_passing(error: &io::Error) -> bool {
     const EMFILE: i32 = 24;
     const ENFILE: i32 = 23;
     matches!(

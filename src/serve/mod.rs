@@ -12,6 +12,7 @@ pub mod level;
 pub mod levels;
 pub mod reads;
 pub mod respond;
+pub mod sql;
 pub mod tables;
 pub mod verdicts;
 

@@ -125,6 +125,8 @@ acknowledge-within = \"24h\"
 percent = 100
 [http]
 listen = \"127.0.0.1:0\"
+[sql]
+listen = \"127.0.0.1:0\"
 ",
             policies.display()
         );

@@ -1,7 +1,12 @@
 use super::*;
 
 fn places() -> Places {
-    Places { http: "http://127.0.0.1:8080".to_owned(), brokers: "127.0.0.1:40001".to_owned(), note: None }
+    Places {
+        http: "http://127.0.0.1:8080".to_owned(),
+        sql: "127.0.0.1:5433".to_owned(),
+        brokers: "127.0.0.1:40001".to_owned(),
+        note: None,
+    }
 }
 
 fn line(sequence: u64, kind: Kind, who: &str, detail: &str) -> Line {
