@@ -48,6 +48,7 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let texts = load::Texts::demo();
     let tuning = load::Tuning { keys: Arc::clone(&keys.ring), ..load::defaults() };
     let loaded = load::build(&texts, tuning)?;
+    let ring = Arc::clone(&keys.ring);
     let governance = Governance::Topic { keys, set: SetFiles::new(&texts, "", &loaded), reread: None };
     let topics = Topics { partitions: PARTITIONS, replication: 1, ..Topics::default() };
     let mock = Mock::with_topics(&topics).map_err(Failure::reach)?;
@@ -55,15 +56,17 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let shell = ShellConfig::new(client.clone(), "runwarden", "demo", topics.clone());
     // whoever tries it out on this host needs no token
     let kept = 3_600 * crate::clock::SECOND;
-    let answering = Answering { access: Access::new(true), client: client.clone(), topics: topics.clone(), kept };
+    let access = Access::new(true);
+    let answering = Answering { access, client: client.clone(), topics: topics.clone(), kept, keys: Some(ring) };
     let (listener, note) = listen(arguments.listen)?;
+    let tabling = Tabling::passing(&shell);
     let service = Service::start(
         Some((loaded, shell, governance)),
         &crate::config::Config::default().roles,
         listener,
         "demo",
         Some(answering),
-        Some(Tabling::passing(&client, &topics)),
+        Some(tabling),
     )?;
     let sql = service.sql().map(|address| address.to_string()).unwrap_or_default();
     let http = format!("http://{}", service.address);

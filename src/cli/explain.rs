@@ -21,6 +21,7 @@ use crate::pipeline::intake::Rows;
 use crate::pipeline::terms::{self, Texts, Tuning};
 use crate::pipeline::{Own, Partition, Settings};
 use crate::policy::{EffectiveLimit, Snapshot, Terms};
+use crate::serve::reads::explain::{Explainer, Unexplained};
 use crate::telemetry::{self, Decoder, Origin, redacted_json};
 
 /// Events shown at each end of the list.
@@ -40,6 +41,16 @@ pub(super) fn main(arguments: &ExplainArguments) -> Result<ExitCode, Failure> {
         print!("{}", explained.to_text());
     }
     Ok(if matches!(explained.again, Again::Otherwise(_)) { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// What explains the decisions of a running process.
+pub(super) fn explainer(shell: ShellConfig, tuning: Tuning) -> Explainer {
+    let site = Site { shell, tuning };
+    Explainer::new(Arc::new(move |id| match site.explain(id) {
+        Ok(explained) => Ok(explained.to_json()),
+        Err(Failure::Invalid(why)) => Err(Unexplained::Unknown(why)),
+        Err(Failure::Reach(why)) => Err(Unexplained::Failed(why)),
+    }))
 }
 
 struct Site {

@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::metrics::labels::{self, Label as _};
 use crate::pipeline::{Own, Partition, terms};
 use crate::serve::Health;
+use crate::serve::commands::Commander;
 use crate::serve::health::STARTING;
 use crate::serve::http::{self, Views};
 use crate::serve::reads::events::News;
@@ -104,16 +105,26 @@ impl Service {
         let following = answering.as_ref().map(|answering| verdicting::follow(answering, &known, &metrics, &health));
         let following = following.transpose()?;
         let answers = following.is_some();
+        let access = Arc::new(answering.as_ref().map(|answering| answering.access.clone()).unwrap_or_default());
         let views = match answering {
-            Some(Answering { access, .. }) => {
-                views.with_api(Arc::clone(&known.verdicts), Arc::clone(&known.levels), access)
+            Some(Answering { access, client, topics, keys, .. }) => {
+                let views = views.with_api(Arc::clone(&known.verdicts), Arc::clone(&known.levels), access);
+                let commander = keys.map(|ring| Commander::start(&client, &topics, ring, Wall::now));
+                match commander.transpose().map_err(Failure::reach)? {
+                    Some(commander) => views.with_commander(Arc::new(commander)),
+                    None => views,
+                }
             }
             None => views,
         };
+        let explainer = tabling.as_ref().map(|tabling| tabling.explainer.clone());
         let news = News::default();
-        let access = Arc::new(answering.as_ref().map(|answering| answering.access.clone()).unwrap_or_default());
         let fill = |tabling| tabling::fill(tabling, news.clone(), Arc::clone(&access), &metrics);
         let filling = tabling.map(fill).transpose()?;
+        let views = match explainer {
+            Some(explainer) => views.with_explainer(explainer),
+            None => views,
+        };
         let (views, filling) = match filling {
             Some((tables, filling)) => (views.with_tables(tables, news), Some(filling)),
             None => (views, None),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::cli::{Chain, Failure, load};
+use crate::cli::{Chain, Failure, explain, load};
 use crate::clock::Wall;
 use crate::config::{Config, Role};
 use crate::kafka::follow::{Follower, Start};
@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::metrics::labels::{self, Label as _};
 use crate::serve::access::Access;
 use crate::serve::reads::events::News;
+use crate::serve::reads::explain::Explainer;
 use crate::serve::sql::{self, Ended, Sql};
 use crate::serve::tables::schema::Source;
 use crate::serve::tables::{Bounds, Limits, Record, Tables, Taken};
@@ -43,6 +44,8 @@ pub(super) struct Tabling {
     dir: Option<PathBuf>,
     bounds: Bounds,
     limits: Limits,
+    /// What explains decisions.
+    pub(super) explainer: Explainer,
     /// Where SQL is answered.
     sql: SocketAddr,
     /// A free port does where that one is taken.
@@ -59,15 +62,17 @@ impl Tabling {
             let limits = Limits { time: l.query_time, memory: l.query_bytes, rows: l.query_rows, ..Limits::default() };
             // two processes may share a data directory, and never a slot
             let dir = Some(config.paths.data.join("tables").join(slot));
-            Self { client, topics, dir, bounds, limits, sql: config.sql, any_port: false }
+            let explainer = explain::explainer(load::shell(config), load::tuning(config));
+            Self { client, topics, dir, bounds, limits, explainer, sql: config.sql, any_port: false }
         })
     }
 
     /// In memory alone, for as long as the process lives.
-    pub(super) fn passing(client: &ClientSettings, topics: &Topics) -> Self {
-        let (client, topics) = (client.clone(), topics.clone());
+    pub(super) fn passing(shell: &ShellConfig) -> Self {
+        let (client, topics) = (shell.client.clone(), shell.topics.clone());
+        let explainer = explain::explainer(shell.clone(), load::defaults());
         let (bounds, limits, sql) = (Bounds::default(), Limits::default(), Config::default().sql);
-        Self { client, topics, dir: None, bounds, limits, sql, any_port: true }
+        Self { client, topics, dir: None, bounds, limits, explainer, sql, any_port: true }
     }
 
     fn listen(&self) -> Result<std::net::TcpListener, Failure> {

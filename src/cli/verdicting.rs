@@ -9,16 +9,18 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::cli::keys::Keys;
 use crate::cli::{Chain, Failure, load};
 use crate::clock::{Micros, Wall};
 use crate::config::{Config, Loopback, Role, micros};
+use crate::decide::commands::Keyring;
 use crate::decide::records::{Intervention, PolicyLevel, Signal};
 use crate::kafka::follow::Follower;
 use crate::kafka::reader::OwnedRecord;
 use crate::kafka::{ClientSettings, ShellConfig, Topics};
 use crate::metrics::Metrics;
 use crate::serve::Health;
-use crate::serve::access::{Access, Caller};
+use crate::serve::access::{self, Access, Caller, Jwt, JwtSettings};
 use crate::serve::api::VERDICTS;
 use crate::serve::levels::Levels;
 use crate::serve::verdicts::Verdicts;
@@ -40,26 +42,43 @@ pub(super) struct Answering {
     pub(super) topics: Topics,
     /// How far back they are followed, and how long what holds is remembered, µs.
     pub(super) kept: Micros,
+    /// What commands are signed with; `None`: the process takes none.
+    pub(super) keys: Option<Arc<Keyring>>,
 }
 
 impl Answering {
-    /// Of a configuration; `None`: the process plays no role that answers.
-    pub(super) fn of(config: &Config) -> Option<Self> {
+    /// Of a configuration; `None`: the process plays no role that answers. Only the role serve takes commands.
+    pub(super) fn of(config: &Config, keys: Option<&Arc<Keys>>) -> Result<Option<Self>, Failure> {
         let answers = [Role::Edge, Role::Core, Role::Serve].iter().any(|role| config.roles.contains(role));
-        answers.then(|| {
-            let ShellConfig { client, topics, .. } = load::shell(config);
-            Self { access: access(config), client, topics, kept: micros(config.limits.run_retention) }
-        })
+        if !answers {
+            return Ok(None);
+        }
+        let ShellConfig { client, topics, .. } = load::shell(config);
+        let keys = keys.filter(|_| config.roles.contains(&Role::Serve)).map(|keys| Arc::clone(&keys.ring));
+        Ok(Some(Self { access: access(config)?, client, topics, kept: micros(config.limits.run_retention), keys }))
     }
 }
 
 /// `[auth]`.
-fn access(config: &Config) -> Access {
+fn access(config: &Config) -> Result<Access, Failure> {
     let open = Access::new(config.auth.loopback == Loopback::Open);
-    config.auth.tokens.iter().fold(open, |access, token| {
-        let caller = Caller { name: token.name.clone(), authority: token.authority, tenant: token.tenant.clone() };
-        access.with(token.token.expose(), caller)
-    })
+    let access = config.auth.tokens.iter().fold(open, |access, token| {
+        let caller = Caller::new(token.name.clone(), token.authority, token.tenant.clone());
+        let role = token.role.as_deref().and_then(access::Role::parse).unwrap_or(caller.role);
+        access.with(token.token.expose(), Caller { role, ..caller })
+    });
+    let Some(jwt) = &config.auth.jwt else { return Ok(access) };
+    let settings = JwtSettings {
+        jwks: jwt.jwks.clone(),
+        issuer: jwt.issuer.clone(),
+        audience: jwt.audience.clone(),
+        tenant_claim: jwt.tenant_claim.clone(),
+        authority_claim: jwt.authority_claim.clone(),
+        role_claim: jwt.role_claim.clone(),
+        name_claim: jwt.name_claim.clone(),
+        leeway: micros(jwt.leeway),
+    };
+    Ok(access.with_jwt(Jwt::new(settings, Wall::now).map_err(Failure::unreadable)?))
 }
 
 /// The threads; they end when this is dropped.

@@ -7,6 +7,7 @@
 //! `config/runwarden.toml` is the manual: every key with its default.
 
 mod acting;
+mod auth;
 mod fault;
 mod later;
 mod level;
@@ -23,7 +24,9 @@ use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
 pub use self::acting::{Alerts, Blindness, Breaker, Interventions};
+pub use self::auth::{Auth, Jwt, Key, Loopback, Token};
 pub use self::fault::Fault;
+pub(crate) use self::fault::nearest;
 pub use self::level::{Action, ActionKind, ActionLevel, Level, OWN_ACTIONS, Percent, Respond};
 use self::reader::{Reader, Section};
 pub use self::secret::Secret;
@@ -218,52 +221,6 @@ pub struct Otlp {
     pub default_tenant: String,
 }
 
-/// `[auth]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Auth {
-    /// What callers from this host need.
-    pub loopback: Loopback,
-    /// Bearer tokens.
-    pub tokens: Vec<Token>,
-    /// Keys that sign and check commands.
-    pub keys: Vec<Key>,
-    /// Id of the key that REST and the command line sign with.
-    pub sign_with: Option<String>,
-}
-
-/// What callers from this host need.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loopback {
-    /// Nothing: they are administrators of all tenants.
-    Open,
-    /// A token, as everybody.
-    Token,
-}
-
-/// A bearer token and what it is good for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Token {
-    /// Name of the principal, as it appears in the audit.
-    pub name: String,
-    /// The token.
-    pub token: Secret,
-    /// Authority, 1 (WORKER) to 5 (SYSTEM).
-    pub authority: u8,
-    /// Its tenant; `*` is all.
-    pub tenant: String,
-}
-
-/// A command-signing key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
-    /// `key_id` of commands.
-    pub id: String,
-    /// The shared secret.
-    pub secret: Secret,
-    /// What it signs has at most this authority, 1 (WORKER) to 5 (SYSTEM).
-    pub authority: u8,
-}
-
 /// `[limits]`: every bound on what others send or make us keep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -389,7 +346,7 @@ impl Config {
                 listen: s.address("listen", loopback(4318)),
                 default_tenant: tenant(s, "default-tenant", "default"),
             }),
-            auth: r.section(root, "auth", auth),
+            auth: r.section(root, "auth", auth::auth),
             alerts: r.section(root, "alerts", acting::alerts),
             interventions: r.section(root, "interventions", acting::interventions),
             breaker: r.section(root, "breaker", acting::breaker),
@@ -565,49 +522,6 @@ fn time(s: &mut Section<'_, '_>) -> Time {
         future: s.duration("future", seconds(300), Duration::ZERO..=DAY),
         dedup_horizon: s.duration("dedup-horizon", seconds(300), Duration::ZERO..=DAY),
     }
-}
-
-fn auth(s: &mut Section<'_, '_>) -> Auth {
-    const AUTHORITY: [(&str, u8); 5] = [("WORKER", 1), ("WATCHDOG", 2), ("MONITOR", 3), ("GUARDIAN", 4), ("SYSTEM", 5)];
-    /// Shorter ones can be guessed.
-    const LEAST: usize = 16;
-    let auth = Auth {
-        loopback: s.choice("loopback", Loopback::Token, &[("token", Loopback::Token), ("open", Loopback::Open)]),
-        tokens: s.entries("tokens", |t| {
-            let (name, token) = (t.optional("name"), t.secret("token"));
-            let authority = t.choice("authority", 1, &AUTHORITY);
-            let tenant = t.optional("tenant");
-            if token.as_ref().is_some_and(|token| token.expose().len() < LEAST) {
-                t.refuse("token", format!("must have at least {LEAST} bytes"));
-            }
-            Some(Token { name: name?, token: token?, authority, tenant: tenant? })
-        }),
-        keys: s.entries("keys", |k| {
-            let (id, secret) = (k.optional("id"), k.secret("secret"));
-            if secret.as_ref().is_some_and(|secret| secret.expose().len() < LEAST) {
-                k.refuse("secret", format!("must have at least {LEAST} bytes"));
-            }
-            let authority = k.choice("authority", 5, &AUTHORITY);
-            Some(Key { id: id?, secret: secret?, authority })
-        }),
-        sign_with: s.optional("sign-with"),
-    };
-    if let Some(id) = &auth.sign_with
-        && !auth.keys.iter().any(|key| key.id == *id)
-    {
-        s.refuse("sign-with", "must be the id of one of auth.keys");
-    }
-    let distinct = |values: Vec<&str>| values.iter().collect::<BTreeSet<_>>().len() == values.len();
-    if !distinct(auth.tokens.iter().map(|t| t.name.as_str()).collect()) {
-        s.refuse("tokens", "names must differ");
-    }
-    if !distinct(auth.tokens.iter().map(|t| t.token.expose()).collect()) {
-        s.refuse("tokens", "tokens must differ");
-    }
-    if !distinct(auth.keys.iter().map(|k| k.id.as_str()).collect()) {
-        s.refuse("keys", "ids must differ");
-    }
-    auth
 }
 
 fn limits(s: &mut Section<'_, '_>) -> Limits {

@@ -159,7 +159,7 @@ impl<'t> Reader<'t> {
         let variables: Vec<String> = self
             .known
             .iter()
-            .filter_map(|key| key.split_once('.'))
+            .filter_map(|key| key.rsplit_once('.'))
             .map(|(section, key)| format!("{PREFIX}{}__{}", screaming(section), screaming(key)))
             .collect();
         for name in self.env.keys().filter(|name| !self.used.contains(*name)) {
@@ -376,6 +376,38 @@ impl<'s, 't> Section<'s, 't> {
                 }
             }
         }
+    }
+
+    /// A section within this one, which may be absent: `None`. One that is there and lacks a required key is a fault.
+    pub(super) fn nested<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&mut Section<'_, 't>) -> Option<T>,
+    ) -> Option<T> {
+        self.keys.push(key);
+        let name = self.key(key);
+        self.reader.known.insert(name.clone());
+        let found = self.table.and_then(|table| table.get(key));
+        let table = match found.map(|value| (value.span().start, value.get_ref())) {
+            Some((_, DeValue::Table(table))) => Some(table),
+            Some((at, _)) => {
+                self.fault(&At::Byte(at), key, format!("must be a section, [{name}]"));
+                None
+            }
+            None => None,
+        };
+        let prefix = format!("{}__", screaming(&name));
+        let there = table.is_some() || self.reader.env.keys().any(|variable| variable.starts_with(&prefix));
+        let at = found.map_or(0, |value| value.span().start);
+        let mut section =
+            Section { reader: &mut *self.reader, name: name.clone(), table, keys: Vec::new(), from_env: true };
+        let value = read(&mut section);
+        section.finish();
+        if there && value.is_none() {
+            let (file, text) = (self.reader.file, self.reader.text);
+            self.reader.faults.push(Fault::at(file, text, at, &name, "lacks a required key"));
+        }
+        value.filter(|_| there)
     }
 
     /// An array of tables, each read by `read`.

@@ -28,13 +28,13 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(config.decoder(Arc::default()).future, 300_000_000);
 }
 
-/// The shipped file with the '#' of every `#key = …` removed; examples without a default are left out: `#[[section]]` up to the next
-/// empty line, and some keys.
+/// The shipped file with the '#' of every `#key = …` removed; examples without a default are left out: `#[[section]]` and `#[section]` up
+/// to the next empty line, and some keys.
 fn uncommented(text: &str) -> String {
     let examples = ["#slot", "#\"", "#sign-with", "#anchor-file", "#marker-file"];
     let mut entry = false;
     let lines = text.lines().filter(|line| {
-        entry = line.starts_with("#[[") || (entry && !line.is_empty());
+        entry = line.starts_with("#[") || (entry && !line.is_empty());
         !entry && !examples.iter().any(|example| line.starts_with(example))
     });
     lines.map(uncomment).collect()
@@ -55,7 +55,7 @@ fn the_shipped_file_is_the_defaults_and_names_every_key() {
     let (_, reader) = Config::read("", "defaults", []).unwrap();
     for key in &reader.known {
         let Some((_, name)) = key.rsplit_once('.') else { continue };
-        let stands = [format!("\n#{name} = "), format!("\n[{key}]"), format!("\n#[[{key}]]")];
+        let stands = [format!("\n#{name} = "), format!("\n[{key}]"), format!("\n#[{key}]"), format!("\n#[[{key}]]")];
         assert!(stands.iter().any(|form| text.contains(form)), "{key} is missing in {DEFAULT_FILE}");
     }
 }
@@ -88,6 +88,30 @@ fn every_fault_is_found_at_once_with_its_place() {
 }
 
 #[test]
+fn tokens_of_an_issuer_count_when_the_section_is_there_in_the_file_or_by_variables() {
+    assert_eq!(Config::default().auth.jwt, None);
+    let text = "[auth.jwt]\njwks = \"k.json\"\nissuer = \"i\"\naudience = \"a\"\n";
+    let jwt = read(text).unwrap().auth.jwt.unwrap();
+    assert_eq!((jwt.tenant_claim.as_str(), jwt.name_claim.as_str(), jwt.leeway), ("tenant_id", "sub", seconds(60)));
+    let variables = [
+        ("RUNWARDEN_AUTH_JWT__JWKS", "k.json"),
+        ("RUNWARDEN_AUTH_JWT__ISSUER", "i"),
+        ("RUNWARDEN_AUTH_JWT__AUDIENCE", "a"),
+    ];
+    assert_eq!(Config::from_toml("", "c.toml", env(&variables)).unwrap().auth.jwt, Some(jwt.clone()));
+    let named = [("RUNWARDEN_AUTH_JWT__TENANT_CLAIM", "org")];
+    let jwt = Config::from_toml(text, "c.toml", env(&named)).unwrap().auth.jwt.unwrap();
+    assert_eq!(jwt.tenant_claim, "org");
+    assert!(
+        Config::from_toml("", "c.toml", env(&variables[..1])).unwrap_err()[0]
+            .to_string()
+            .contains("lacks a required key")
+    );
+    let faults = Config::from_toml(text, "c.toml", env(&[("RUNWARDEN_AUTH_JWT__JWSK", "k")])).unwrap_err();
+    assert!(faults[0].to_string().contains("RUNWARDEN_AUTH_JWT__JWKS"), "{faults:?}");
+}
+
+#[test]
 fn what_is_not_toml_says_where() {
     let faults = faults("[time\nfuture = \"5m\"\n");
     assert!(faults[0].starts_with("c.toml:1:"), "{faults:?}");
@@ -116,6 +140,21 @@ fn wrong_values_are_refused_with_what_would_be_right() {
         ("[[auth.tokens]]\nname = \"a\"", "auth.tokens[0]: lacks a required key"),
         ("[[auth.tokens]]\nname = \"a\"\ntoken = \"env:NO_SUCH\"\ntenant = \"t\"", "NO_SUCH is not set"),
         ("[[auth.tokens]]\nnmae = \"a\"", "did you mean name?"),
+        (
+            "[[auth.tokens]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\ntenant = \"t\"\nrole = \"root\"",
+            "view, operate, admin",
+        ),
+        (
+            "[[auth.tokens]]\nname = \"a\\tb\"\ntoken = \"0123456789abcdef\"\ntenant = \"t\"",
+            "without control characters",
+        ),
+        ("[auth.jwt]\njwks = \"k.json\"\nissuer = \"i\"", "auth.jwt: lacks a required key"),
+        ("[auth.jwt]\njwsk = \"k.json\"", "auth.jwt.jwsk: unknown key; did you mean jwks?"),
+        ("[auth]\njwt = 3", "must be a section, [auth.jwt]"),
+        (
+            "[auth.jwt]\njwks = \"k\"\nissuer = \"i\"\naudience = \"a\"\nleeway = \"1h\"",
+            "auth.jwt.leeway: must be from",
+        ),
         ("limits = 3", "must be a section, [limits]"),
     ] {
         let faults = faults(text);

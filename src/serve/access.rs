@@ -3,16 +3,64 @@
 //! Tokens are kept and compared as SHA-256: what is held in memory opens nothing, and comparing takes no longer the more of it is right.
 //! A caller without a token is an administrator of all tenants only where `[auth] loopback = "open"`, it comes from this host, and it
 //! asks for this host by name: a page that a browser was made to load under another name gets nothing.
+//!
+//! A token that is none of these may be a JWT ([`Jwt`]): signed by an issuer whose keys are in a file.
+
+mod jwt;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
+
+pub use jwt::{Jwt, JwtError, JwtSettings};
+
+use crate::decide::commands::{GUARDIAN, SYSTEM, WATCHDOG};
 
 /// Every tenant.
 pub const ALL: &str = "*";
 /// What a token in the configuration begins with when it is given by its SHA-256.
 const HASHED: &str = "sha256:";
+
+/// What a caller may do here at all. What it may command is bounded by its authority besides, which the core judges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Reads.
+    View,
+    /// Acts on alerts, silences, lessons and interventions.
+    Operate,
+    /// Changes policies and limits, and what responds to the policy level.
+    Admin,
+}
+
+impl Role {
+    /// All of them, the least first.
+    pub const ALL: [Self; 3] = [Self::View, Self::Operate, Self::Admin];
+
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::View => "view",
+            Self::Operate => "operate",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The role of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+
+    /// The role of whom nothing else is said of than its authority.
+    pub fn of_authority(authority: u8) -> Self {
+        match authority {
+            GUARDIAN.. => Self::Admin,
+            WATCHDOG.. => Self::Operate,
+            _ => Self::View,
+        }
+    }
+}
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,9 +71,24 @@ pub struct Caller {
     pub authority: u8,
     /// `*`: all.
     pub tenant: String,
+    /// What it may do here.
+    pub role: Role,
 }
 
 impl Caller {
+    /// Whom nothing else is said of than its authority: that gives its role.
+    pub fn new(name: impl Into<String>, authority: u8, tenant: impl Into<String>) -> Self {
+        Self { name: name.into(), authority, tenant: tenant.into(), role: Role::of_authority(authority) }
+    }
+
+    /// Whether it may do what takes a role.
+    ///
+    /// # Errors
+    /// Its own role is a lower one.
+    pub fn may(&self, required: Role) -> Result<(), Denied> {
+        if self.role >= required { Ok(()) } else { Err(Denied::Role { required, given: self.role }) }
+    }
+
     /// The tenant that is asked about: the caller's own, or the one it names if it may see all.
     ///
     /// # Errors
@@ -63,6 +126,17 @@ pub enum Denied {
     /// The token is of all tenants, and none was named.
     #[error("this token is of all tenants: name one with ?tenant_id=")]
     NoTenant,
+    /// A JWT that does not count.
+    #[error("this token does not count: {0}")]
+    Token(&'static str),
+    /// The caller's role is too low.
+    #[error("this takes the role {}, and the caller has {}", required.as_str(), given.as_str())]
+    Role {
+        /// What it takes.
+        required: Role,
+        /// What the caller has.
+        given: Role,
+    },
 }
 
 /// Who may ask.
@@ -70,12 +144,19 @@ pub enum Denied {
 pub struct Access {
     open: bool,
     tokens: Vec<([u8; 32], Caller)>,
+    jwt: Option<Arc<Jwt>>,
 }
 
 impl Access {
     /// `open`: callers from this host need no token.
     pub fn new(open: bool) -> Self {
-        Self { open, tokens: Vec::new() }
+        Self { open, tokens: Vec::new(), jwt: None }
+    }
+
+    /// Tokens of an issuer count too.
+    #[must_use]
+    pub fn with_jwt(self, jwt: Jwt) -> Self {
+        Self { jwt: Some(Arc::new(jwt)), ..self }
     }
 
     /// One more token, as text or as `sha256:` and its digest in hexadecimal.
@@ -94,7 +175,8 @@ impl Access {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         if let Some(given) = given {
             let token = given.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-            return self.by_token(token.ok_or(Denied::NoToken)?.1.trim()).ok_or(Denied::Unknown);
+            let token = token.ok_or(Denied::NoToken)?.1.trim();
+            return self.by_token(token);
         }
         let open = self.open_to(peer.ip()).ok_or(Denied::NoToken)?;
         let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
@@ -105,15 +187,20 @@ impl Access {
     }
 
     /// Whose token this is.
-    pub fn by_token(&self, token: &str) -> Option<Caller> {
+    ///
+    /// # Errors
+    /// It is not one of ours, or no longer.
+    pub fn by_token(&self, token: &str) -> Result<Caller, Denied> {
         let sent = digest(token);
-        self.tokens.iter().find(|(known, _)| *known == sent).map(|(_, caller)| caller.clone())
+        if let Some((_, caller)) = self.tokens.iter().find(|(known, _)| *known == sent) {
+            return Ok(caller.clone());
+        }
+        self.jwt.as_ref().map_or(Err(Denied::Unknown), |jwt| jwt.caller(token, sent))
     }
 
     /// Who asks without a token, if that is enough where it comes from.
     pub fn open_to(&self, peer: IpAddr) -> Option<Caller> {
-        let open = self.open && is_here(peer);
-        open.then(|| Caller { name: "loopback".to_owned(), authority: 5, tenant: ALL.to_owned() })
+        (self.open && is_here(peer)).then(|| Caller::new("loopback", SYSTEM, ALL))
     }
 }
 
@@ -162,7 +249,7 @@ mod tests {
     }
 
     fn of(name: &str, tenant: &str) -> Caller {
-        Caller { name: name.into(), authority: 1, tenant: tenant.into() }
+        Caller::new(name, 1, tenant)
     }
 
     #[test]
@@ -212,5 +299,23 @@ mod tests {
         assert_eq!(one.tenant(Some("other")), Err(Denied::Tenant));
         assert_eq!((all.tenant(Some("other")), all.tenant(None)), (Ok("other"), Err(Denied::NoTenant)));
         assert!(one.sees("acme") && !one.sees("other") && !one.sees("*") && all.sees("other"));
+    }
+
+    #[test]
+    fn a_role_follows_from_the_authority_and_bounds_what_one_may_do() {
+        let role = |authority| Caller::new("a", authority, "acme").role;
+        assert_eq!([1, 2, 3, 4, 5].map(role), [Role::View, Role::Operate, Role::Operate, Role::Admin, Role::Admin]);
+        let may = |role, required| Caller { role, ..Caller::new("a", 1, "acme") }.may(required).is_ok();
+        assert!(may(Role::Admin, Role::Admin) && may(Role::Admin, Role::View) && may(Role::View, Role::View));
+        assert!(!may(Role::View, Role::Operate) && !may(Role::Operate, Role::Admin));
+        assert!(Role::ALL.into_iter().all(|role| Role::parse(role.as_str()) == Some(role)));
+    }
+
+    #[test]
+    fn who_needs_no_token_is_an_administrator() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+        let caller = Access::new(true).caller("127.0.0.1:5".parse().unwrap(), &headers).unwrap();
+        assert_eq!((caller.authority, caller.role, caller.tenant.as_str()), (5, Role::Admin, ALL));
     }
 }

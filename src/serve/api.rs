@@ -19,7 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::access::{Caller, Denied};
-use super::http::{Views, problem};
+use super::http::{Views, problem, problem_with};
 use super::verdicts::{MAX_ID, SCOPES};
 use crate::metrics::labels::{self, Label as _};
 
@@ -68,11 +68,17 @@ pub(super) fn routes() -> Router<Views> {
 
 pub(super) fn denied(why: Denied) -> Response {
     let status = match why {
-        Denied::NoToken | Denied::Unknown => StatusCode::UNAUTHORIZED,
-        Denied::Host | Denied::Tenant => StatusCode::FORBIDDEN,
+        Denied::NoToken | Denied::Unknown | Denied::Token(_) => StatusCode::UNAUTHORIZED,
+        Denied::Host | Denied::Tenant | Denied::Role { .. } => StatusCode::FORBIDDEN,
         Denied::NoTenant => StatusCode::BAD_REQUEST,
     };
-    let mut response = problem(status, &why.to_string());
+    let roles = match why {
+        Denied::Role { required, given } => {
+            vec![("required_role", required.as_str().into()), ("given_role", given.as_str().into())]
+        }
+        _ => Vec::new(),
+    };
+    let mut response = problem_with(status, &why.to_string(), roles);
     if status == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }

@@ -1,6 +1,6 @@
 //! The HTTP server: `/metrics`, `/healthz`, `/readyz`, `/status.json`, the console at `/`, and `/api/v1`.
 //!
-//! Everything is a read; only what is below `/api/v1` needs a token ([`super::access`]). It listens on loopback unless told otherwise. Bounded against any client:
+//! Everything is a read but what [`commands`] lists; only what is below `/api/v1` and `/policy-layer` needs a token ([`super::access`]). It listens on loopback unless told otherwise. Bounded against any client:
 //! [`MAX_CONNECTIONS`] at once (more wait in the listen queue), [`MAX_HEAD`] bytes of request head within [`HEAD_TIMEOUT`],
 //! [`MAX_BODY`] bytes of body, and [`CONNECTION_LIFE`] for a connection whatever it does.
 
@@ -31,10 +31,12 @@ use crate::metrics::{self, Metrics};
 
 use super::access::Access;
 use super::api::{self, Peer};
+use super::commands::{self, Commander};
 use super::console;
 use super::health::Health;
 use super::levels::Levels;
-use super::reads::{self, events::News};
+use super::reads::events::News;
+use super::reads::{self, explain::Explainer};
 use super::tables::Tables;
 use super::verdicts::Verdicts;
 
@@ -46,8 +48,8 @@ pub const MAX_STREAMS: usize = 64;
 pub const MAX_HEAD: usize = 16 * 1024;
 /// Headers of a request.
 pub const MAX_HEADERS: usize = 64;
-/// Bytes of request body; no route reads one.
-pub const MAX_BODY: u64 = 64 * 1024;
+/// Bytes of request body, except for policies; only what writes reads one.
+pub const MAX_BODY: u64 = commands::MAX_BYTES as u64;
 /// A request head must be complete, and a kept-alive connection used again, within this time.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A connection is closed after this time, so that a reader who never reads cannot hold it.
@@ -68,6 +70,10 @@ pub struct Views {
     pub(super) tables: Option<Tables>,
     /// What runwarden says, as it says it.
     pub(super) news: News,
+    /// Explains decisions; `None`: nothing is explained.
+    pub(super) explainer: Option<Explainer>,
+    /// Takes what is written; `None`: nothing is.
+    pub(super) commander: Option<Arc<Commander>>,
     /// Places for who listens: the others are for who asks.
     pub(super) streams: Arc<Semaphore>,
     /// Whether somebody fills them.
@@ -80,8 +86,28 @@ impl Views {
     pub fn new(health: Arc<Health>, metrics: Arc<Metrics>, clock: fn() -> Wall) -> Self {
         let (access, verdicts, levels) = (Arc::default(), Arc::default(), Arc::default());
         let (streams, roles) = (Arc::new(Semaphore::new(MAX_STREAMS)), Role::ALL.to_vec());
-        let (tables, news) = (None, News::default());
-        Self { health, metrics, clock, access, verdicts, levels, tables, news, streams, answers: false, roles }
+        let (tables, news, commander, explainer) = (None, News::default(), None, None);
+        Self {
+            health,
+            metrics,
+            clock,
+            access,
+            verdicts,
+            levels,
+            tables,
+            news,
+            explainer,
+            commander,
+            streams,
+            answers: false,
+            roles,
+        }
+    }
+
+    /// What is written becomes commands.
+    #[must_use]
+    pub fn with_commander(self, commander: Arc<Commander>) -> Self {
+        Self { commander: Some(commander), ..self }
     }
 
     /// `/api/v1` answers, to whom `access` lets in, from verdicts and levels that somebody fills.
@@ -94,6 +120,12 @@ impl Views {
     #[must_use]
     pub fn with_tables(self, tables: Tables, news: News) -> Self {
         Self { tables: Some(tables), news, ..self }
+    }
+
+    /// Decisions are explained.
+    #[must_use]
+    pub fn with_explainer(self, explainer: Explainer) -> Self {
+        Self { explainer: Some(explainer), ..self }
     }
 
     /// Says that the process plays these roles only. Without serve the console is not there; what watches a process is.
@@ -191,14 +223,17 @@ async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, mut sto
 
 fn routes(views: Views) -> Router {
     let router = if views.roles.contains(&Role::Serve) { served() } else { not_served() };
-    let router = if views.answers { router.merge(api::routes()).merge(reads::routes()) } else { router };
+    let api = || api::routes().merge(reads::routes()).merge(commands::routes());
+    let router = if views.answers { router.merge(api()) } else { router };
     router
         .route("/status.json", get(status))
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is no such page; / lists what there is") })
-        .method_not_allowed_fallback(|| async { problem(StatusCode::METHOD_NOT_ALLOWED, "this page is read with GET") })
+        .method_not_allowed_fallback(|| async {
+            problem(StatusCode::METHOD_NOT_ALLOWED, "this is not done here: Allow says what is")
+        })
         .layer(middleware::from_fn(guard))
         .with_state(views)
 }
@@ -227,8 +262,8 @@ async fn guard(request: Request, next: Next) -> Response {
     let declared =
         request.headers().get(header::CONTENT_LENGTH).map(|v| v.to_str().ok().and_then(|v| v.parse::<u64>().ok()));
     let mut response = match declared {
-        Some(Some(bytes)) if bytes <= MAX_BODY => next.run(request).await,
-        Some(_) => problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large; no page here takes one"),
+        Some(Some(bytes)) if bytes <= most_bytes(&request) => next.run(request).await,
+        Some(_) => problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large for anything that is taken here"),
         None => next.run(request).await,
     };
     const ALWAYS: [(HeaderName, &str); 4] = [
@@ -246,14 +281,26 @@ async fn guard(request: Request, next: Next) -> Response {
     response
 }
 
+fn most_bytes(request: &Request) -> u64 {
+    u64::try_from(commands::most_bytes(request.method(), request.uri().path())).unwrap_or(MAX_BODY)
+}
+
 fn text(content_type: &'static str, body: impl Into<Body>) -> Response {
     ([(header::CONTENT_TYPE, content_type)], body.into()).into_response()
 }
 
 /// `application/problem+json` (RFC 9457).
 pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
+    problem_with(status, detail, Vec::new())
+}
+
+/// The same with members of its own.
+pub(super) fn problem_with(status: StatusCode, detail: &str, members: Vec<(&str, Value)>) -> Response {
     let title = status.canonical_reason().unwrap_or("error");
-    let body = json!({"type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail});
+    let mut body = json!({"type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail});
+    for (name, value) in members {
+        body[name] = value;
+    }
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
 }
 

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod api;
+pub mod commands;
 mod console;
 pub mod health;
 pub mod http;

@@ -33,6 +33,7 @@ mod policy_tests;
 mod real_hour;
 mod respond;
 mod respond_files;
+mod rest_writes;
 mod sidecar;
 mod simulation;
 mod storm;

@@ -131,8 +131,9 @@ fn shipped_keys() -> BTreeMap<String, String> {
     let mut section = "";
     let mut found = BTreeMap::new();
     for line in text.lines() {
-        if let Some(name) = line.strip_prefix('[') {
-            section = name.trim_end_matches(']');
+        // an example of a section is one too
+        if let Some(name) = line.strip_prefix('#').unwrap_or(line).strip_prefix('[') {
+            section = name.trim_matches(['[', ']']);
         } else if let Some((key, value)) = line.strip_prefix('#').and_then(|l| l.split_once(" = ")) {
             let is_key = key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
             if is_key {

@@ -236,7 +236,7 @@ async fn start_api() -> (Running, Arc<Verdicts>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
-    let acme = super::super::access::Caller { name: "a".into(), authority: 1, tenant: "acme".into() };
+    let acme = super::super::access::Caller::new("a", 1, "acme");
     let verdicts = Arc::new(Verdicts::default());
     let views = Views::new(health.clone(), metrics.clone(), t0);
     let views = views.with_api(verdicts.clone(), Arc::default(), Access::new(false).with(TOKEN, acme));

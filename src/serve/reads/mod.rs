@@ -5,6 +5,7 @@
 
 pub mod ask;
 pub mod events;
+pub mod explain;
 mod facade;
 pub mod lists;
 pub mod openapi;
@@ -60,6 +61,7 @@ pub(super) fn routes() -> Router<Views> {
         .merge(facade::routes())
         .merge(openapi::routes())
         .merge(events::routes())
+        .merge(explain::routes())
         .route("/policy-layer/{*rest}", get(elsewhere))
 }
 

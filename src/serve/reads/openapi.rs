@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::ask::COMMON;
 use super::lists::{Filter, How, LISTS, List, Shape};
 use crate::metrics;
+use crate::serve::commands::{COMMON as WRITTEN, Form, Kind as FieldKind, WriteRoute, routes_table};
 use crate::serve::http::Views;
 use crate::serve::tables::schema::{self, Kind, TABLES};
 use crate::serve::tables::{Scope, Tables, VIEWS};
@@ -35,7 +36,7 @@ const AFTER: (&str, &str) = ("after", "integer");
 const HOURS: (&str, &str) = ("hours", "integer");
 
 /// The reads that are no lists.
-const READS: [Read; 13] = [
+const READS: [Read; 15] = [
     Read {
         path: "/api/v1/policies/state",
         about: "how much there is of everything, and what waits (panel ACT-O4)",
@@ -163,6 +164,27 @@ const READS: [Read; 13] = [
             ("provider", "string"),
         ],
         fields: &[("run_id", "string?"), ("verdict", "string"), ("decided_at", "string?")],
+    },
+    Read {
+        path: "/api/v1/explain/{id}",
+        about: "why something was decided, and whether it is decided again (X9)",
+        parameters: &[TENANT],
+        fields: &[
+            ("what", "string"),
+            ("decision", "object"),
+            ("signal", "object?"),
+            ("sql", "string?"),
+            ("policy", "object?"),
+            ("considered", "array"),
+            ("events", "object"),
+            ("again", "object"),
+        ],
+    },
+    Read {
+        path: "/api/v1/commands/{id}",
+        about: "what became of a command",
+        parameters: &[TENANT],
+        fields: &[("command_id", "string"), ("status", "string"), ("code", "string"), ("reason", "string")],
     },
     Read {
         path: "/api/v1/verdicts",
@@ -305,6 +327,66 @@ fn operation(about: &str, id: &str, parameters: Vec<Value>, schema: Value, media
     json!({"get": {"summary": about, "operationId": id, "parameters": parameters, "responses": responses}})
 }
 
+/// A route that writes.
+fn write(route: &WriteRoute) -> Value {
+    let kind = |kind: FieldKind| match kind {
+        FieldKind::Text => json!({"type": "string", "minLength": 1}),
+        FieldKind::Whole => json!({"type": "integer"}),
+        FieldKind::Flag => json!({"type": "boolean"}),
+        FieldKind::Object => json!({"type": "object"}),
+        FieldKind::List => json!({"type": "array"}),
+        FieldKind::Time => json!({"type": ["string", "integer"]}),
+        FieldKind::Any => json!({}),
+    };
+    let schema = match route.form {
+        Form::Policy => json!({"type": "object", "description": "one policy, as in a file"}),
+        Form::Fields(fields) => {
+            let all = fields.iter().chain(&WRITTEN);
+            let properties: Map<String, Value> = all
+                .map(|field| {
+                    let mut shape = kind(field.kind);
+                    shape["description"] = json!(field.about);
+                    (field.name.to_owned(), shape)
+                })
+                .collect();
+            let required: Vec<&str> = fields.iter().filter(|f| f.required).map(|f| f.name).collect();
+            json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+        }
+    };
+    let example = serde_json::from_str(route.example).unwrap_or(Value::Null);
+    let mut responses = problems(&REFUSALS);
+    responses.extend(problems(&[
+        ("413", "the body is too large"),
+        ("415", "the body is of another type"),
+        ("422", "the core refused it: code and detail say why"),
+        ("429", "too many writes: come again later"),
+    ]));
+    let result = json!({"type": "object", "required": ["command_id"], "properties": {
+        "command_id": {"type": "string"}, "status": {"type": "string"}, "code": {"type": "string"}, "offset": {"type": ["integer", "null"]},
+    }});
+    let content = json!({"application/json": {"schema": result}});
+    let fine = if route.makes.is_some() { "201" } else { "200" };
+    responses.insert(fine.to_owned(), json!({"description": "done", "content": content}));
+    responses.insert(
+        "202".to_owned(),
+        json!({"description": "sent, and not decided yet: see Location", "content": content}),
+    );
+    let key = json!({"name": "Idempotency-Key", "in": "header", "required": false, "schema": {"type": "string"},
+        "description": "a repetition with the same key counts once"});
+    let mut parameters = vec![key, parameter("tenant_id", COMMON[0].1, json!({"type": "string"}))];
+    if route.path.contains("{id}") {
+        parameters.push(in_path());
+    }
+    json!({
+        "summary": route.about,
+        "description": format!("Role {}; command {}.", route.role.as_str(), route.command.unwrap_or("none: a report")),
+        "operationId": format!("{}_{}", route.method.to_lowercase(), identifier(route.path).trim_start_matches("get_")),
+        "parameters": parameters,
+        "requestBody": {"required": route.method != "DELETE", "content": {"application/json": {"schema": schema, "example": example}}},
+        "responses": responses,
+    })
+}
+
 fn identifier(path: &str) -> String {
     let name = path.trim_start_matches('/').replace(['/', '-', '{', '}'], "_");
     format!("get_{}", name.trim_end_matches('_'))
@@ -373,6 +455,10 @@ async fn made(tables: Option<&Tables>) -> Value {
         };
         let parameters = id.into_iter().chain(parameters).collect();
         paths.insert(read.path.to_owned(), operation(read.about, &identifier(read.path), parameters, schema, media));
+    }
+    for route in routes_table() {
+        let entry = paths.entry(route.path.to_owned()).or_insert_with(|| json!({}));
+        entry[route.method.to_lowercase()] = write(route);
     }
     json!({
         "openapi": "3.1.0",

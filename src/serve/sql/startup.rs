@@ -161,8 +161,8 @@ async fn password(
     };
     let password = message.into_password()?.password;
     match sql.access.by_token(&password) {
-        Some(caller) => Ok(Ok(caller)),
-        None => {
+        Ok(caller) => Ok(Ok(caller)),
+        Err(_) => {
             sql.counts.deny();
             Ok(Err((
                 "28P01",

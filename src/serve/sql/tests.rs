@@ -29,7 +29,7 @@ struct Served {
 }
 
 async fn served(open: bool, limits: Limits) -> Served {
-    let of = |name: &str, tenant: &str| Caller { name: name.into(), authority: 1, tenant: tenant.into() };
+    let of = |name: &str, tenant: &str| Caller::new(name, 1, tenant);
     let access = Access::new(open).with(ACME, of("a", "acme")).with(ALL, of("b", "*"));
     let sql = Arc::new(Sql::new(tables::with_rows(), Arc::new(access), limits).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
