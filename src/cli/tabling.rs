@@ -114,8 +114,9 @@ impl Drop for Filling {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some((stop, thread)) = self.answering.take() {
-            // an error means that it ended before
-            drop(stop.send(true));
+            if stop.send(true).is_err() {
+                tracing::debug!("SQL had ended before");
+            }
             if thread.join().is_err() {
                 tracing::error!("the thread that answers SQL panicked");
             }

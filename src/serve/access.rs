@@ -285,8 +285,9 @@ mod tests {
     #[test]
     fn who_asks_by_other_means_than_http_is_known_by_the_token_or_by_where_it_comes_from() {
         let access = Access::new(true).with("a secret of some length", of("a", "acme"));
-        assert_eq!(access.by_token("a secret of some length"), Some(of("a", "acme")));
-        assert_eq!((access.by_token("a secret of some lengt"), access.by_token("")), (None, None));
+        assert_eq!(access.by_token("a secret of some length"), Ok(of("a", "acme")));
+        let unknown = || Err(Denied::Unknown);
+        assert_eq!((access.by_token("a secret of some lengt"), access.by_token("")), (unknown(), unknown()));
         let from = |access: &Access, ip: &str| access.open_to(ip.parse().unwrap()).map(|caller| caller.tenant);
         assert_eq!((from(&access, "127.0.0.1"), from(&access, "::1")), (Some("*".into()), Some("*".into())));
         assert_eq!((from(&access, "10.0.0.1"), from(&Access::new(false), "127.0.0.1")), (None, None));

@@ -84,7 +84,6 @@ pub(super) struct Asking {
 }
 
 /// Reads the parameters and waits for what `after` names.
-#[expect(clippy::result_large_err, reason = "an answer is what comes of a request either way, once")]
 pub(super) async fn asking(views: &Views, caller: &Caller, asked: Asked, known: &[&str]) -> Result<Asking, Response> {
     let bad = |why: &str| problem(StatusCode::BAD_REQUEST, why);
     let Query(pairs) = asked.map_err(|wrong| bad(&wrong.body_text()))?;
