@@ -69,7 +69,7 @@ fn over_http(verdicts: Arc<Verdicts>, names: &[(String, String)]) {
     let metrics = Arc::new(Metrics::register(&Registry::new(), &[]).unwrap());
     let health = Arc::new(Health::new(Wall::now()));
     health.ready(STARTING);
-    let everyone = Caller { name: "bench".into(), authority: 1, tenant: "*".into() };
+    let everyone = Caller::new("bench", 1, "*");
     let access = Access::new(false).with(TOKEN, everyone);
     let views = Views::new(health, metrics, Wall::now).with_api(verdicts, Arc::default(), access);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

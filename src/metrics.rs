@@ -2,11 +2,13 @@
 //!
 //! Invariants: names are `runwarden_<noun>_<unit>[_total]` in base units (seconds, bytes); labels come from the closed enums of
 //! [`labels`], from configured metric names (bounded, the rest is `other`) or are partition numbers, so an id, a tenant or a
-//! model name can never become a label; every counter stands at 0 for its known labels from the start.
+//! model name can never become a label; every counter stands at 0 for its known labels from the start. What is counted of
+//! [`panels`] has the names of its own that operators know: `panel_…`.
 
 pub mod family;
 mod holdings;
 pub mod labels;
+pub mod panels;
 
 pub use self::holdings::Held;
 
@@ -118,6 +120,8 @@ pub struct Metrics {
     pub sql_statements: Family<SqlEnded>,
     /// Rows sent by SQL.
     pub sql_rows: IntCounter,
+    /// What is counted of panels.
+    pub panels: panels::Panels,
     /// Sets of files that this process read, by what became of them.
     pub policy_sets: Family<SetOutcome>,
     /// Revision of the policies in force, as followed; 0 before any.
@@ -270,6 +274,7 @@ impl Metrics {
             sql_logins: Family::register(r, "runwarden_sql_logins_total", "Connections of SQL")?,
             sql_statements: Family::register(r, "runwarden_sql_statements_total", "Statements of SQL")?,
             sql_rows: counter(r, "runwarden_sql_rows_total", "Rows sent by SQL")?,
+            panels: panels::Panels::register(r)?,
             policy_sets: Family::register(r, "runwarden_policy_sets_total", "Sets of files read by this process")?,
             policy_revision: gauge(r, "runwarden_policy_revision", "Revision of the policies in force, 0 before any")?,
             policy_generation: gauge(r, "runwarden_policy_generation", "Generation of the set of files in force")?,

@@ -3,9 +3,11 @@
 use std::process::ExitCode;
 
 use crate::cli::load::{self, Loaded, Texts};
-use crate::cli::{CheckArguments, Failure};
+use crate::cli::{CheckArguments, Failure, paneled};
+use crate::clock::Wall;
 use crate::config::Config;
 use crate::policy::{Severity, schema_text};
+use crate::serve::tables::{Bounds, Limits, Tables};
 
 /// Runs the subcommand.
 pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
@@ -16,6 +18,9 @@ pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
     let config = load::config(arguments.config.path())?;
     let texts = load::texts(&config)?;
     let loaded = load::build(&texts, load::tuning(&config))?;
+    let empty = Tables::new(Bounds::default(), Limits::default(), Wall::now).map_err(Failure::reach)?;
+    empty.filled();
+    let panels = paneled::checked(&config, &empty)?;
     let idle = config.without_effect();
     let warnings = loaded.findings.iter().filter(|f| f.severity == Severity::Warning).count() + idle.len();
     for key in idle {
@@ -30,10 +35,14 @@ pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
     if arguments.print {
         print(&config, &texts, &loaded);
     }
+    for unused in &panels.unused {
+        println!("note: {unused} is the query of no panel");
+    }
     println!(
-        "{} metrics, {} policies, {} warnings; snapshot {}",
+        "{} metrics, {} policies, {} panels, {} warnings; snapshot {}",
         loaded.settings.metrics.len(),
         loaded.policies.policies().len(),
+        panels.registry.panels().len(),
         warnings,
         loaded.settings.snapshot.id()
     );

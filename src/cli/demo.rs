@@ -48,7 +48,7 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let texts = load::Texts::demo();
     let tuning = load::Tuning { keys: Arc::clone(&keys.ring), ..load::defaults() };
     let loaded = load::build(&texts, tuning)?;
-    let ring = Arc::clone(&keys.ring);
+    let (ring, passing) = (Arc::clone(&keys.ring), Arc::clone(&keys));
     let governance = Governance::Topic { keys, set: SetFiles::new(&texts, "", &loaded), reread: None };
     let topics = Topics { partitions: PARTITIONS, replication: 1, ..Topics::default() };
     let mock = Mock::with_topics(&topics).map_err(Failure::reach)?;
@@ -59,7 +59,7 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let access = Access::new(true);
     let answering = Answering { access, client: client.clone(), topics: topics.clone(), kept, keys: Some(ring) };
     let (listener, note) = listen(arguments.listen)?;
-    let tabling = Tabling::passing(&shell);
+    let tabling = Tabling::passing(&shell, &passing);
     let service = Service::start(
         Some((loaded, shell, governance)),
         &crate::config::Config::default().roles,

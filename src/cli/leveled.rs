@@ -14,16 +14,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cli::keys::Keys;
+use crate::cli::ordering::Orders;
 use crate::cli::{Chain, Failure};
 use crate::clock::{Wall, rfc3339};
 use crate::config::{Config, Respond};
 use crate::decide::commands::{Command, SYSTEM};
 use crate::decide::level::OVERALL;
 use crate::decide::records::{PolicyLevel, ResponseOutcome, ResponsePlan};
+use crate::kafka::ShellConfig;
 use crate::kafka::follow::Follower;
-use crate::kafka::produce::Producer;
 use crate::kafka::reader::OwnedRecord;
-use crate::kafka::{Error, ShellConfig};
 use crate::pipeline::encode::RESPONSE_KEY;
 use crate::serve::level::{FileSystem, LevelFiles, Trouble};
 use crate::serve::respond::Runner;
@@ -32,8 +32,6 @@ use crate::serve::respond::Runner;
 const LOOK: Duration = Duration::from_millis(250);
 /// Between attempts to reach the topic.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// Name of the alert about files that cannot be written.
 const FINGERPRINT: &str = "policy-level-files";
 
@@ -56,8 +54,7 @@ impl Drop for Keeping {
 pub(super) fn start(config: &Config, shell: ShellConfig, keys: Arc<Keys>) -> Result<Keeping, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let keeper = Keeper {
-        shell,
-        keys,
+        orders: Orders { shell, keys, reader: "runwarden-level-answers" },
         data: config.paths.data.clone(),
         respond: config.respond.clone(),
         files: files(config, Arc::clone(&stop)),
@@ -81,8 +78,7 @@ fn files(config: &Config, stop: Arc<AtomicBool>) -> LevelFiles {
 }
 
 struct Keeper {
-    shell: ShellConfig,
-    keys: Arc<Keys>,
+    orders: Orders,
     data: PathBuf,
     respond: Respond,
     files: LevelFiles,
@@ -116,12 +112,12 @@ fn seen(record: &OwnedRecord) -> Seen {
 
 impl Keeper {
     fn run(mut self, stop: &AtomicBool) {
-        let topic = self.shell.topics.policy_level.clone();
+        let topic = self.orders.shell.topics.policy_level.clone();
         let mut follower = loop {
             if stop.load(Ordering::Acquire) {
                 return;
             }
-            match Follower::new(&self.shell.client, "runwarden-level", &[&topic]) {
+            match Follower::new(&self.orders.shell.client, "runwarden-level", &[&topic]) {
                 Ok(follower) => break follower,
                 Err(error) => {
                     tracing::debug!(%error, "cannot follow the policy level yet");
@@ -164,7 +160,7 @@ impl Keeper {
         tracing::error!(error = said, bundle = ?trouble.bundle, "the files of the policy level could not be written");
         let body = json!({
             "fingerprint": FINGERPRINT, "severity": "HIGH", "title": "the files of the policy level cannot be written",
-            "description": format!("{}: {said}", self.shell.slot),
+            "description": format!("{}: {said}", self.orders.shell.slot),
         });
         match self.order("alert.raise", body) {
             Ok(_) => self.troubled = true,
@@ -183,7 +179,7 @@ impl Keeper {
             }
             return;
         }
-        let executor = self.shell.slot.as_str();
+        let executor = self.orders.shell.slot.as_str();
         let report = |state: &str, results: Value| {
             let body = json!({
                 "response_id": plan.response_id, "state": state, "executor": executor, "results": results,
@@ -212,39 +208,15 @@ impl Keeper {
 
     /// Sends a command about all and waits for its answer.
     fn order(&self, kind: &str, body: Value) -> Result<Value, String> {
-        let send = || -> Result<(Follower, Producer, String), Error> {
-            let command_id = uuid::Uuid::new_v4().to_string();
-            let command = Command {
-                command_id: command_id.clone(),
-                kind: kind.to_owned(),
-                tenant_id: OVERALL.to_owned(),
-                principal: format!("system:serve@{}", self.shell.slot),
-                authority: SYSTEM,
-                issued_at: Wall::now().0,
-                body: body.clone(),
-                key_id: None,
-            };
-            // the key was looked up when the keys were made
-            let payload = self.keys.ring.sign(command, &self.keys.sign_with).unwrap_or_default();
-            let answers = Follower::from_now_on(
-                &self.shell.client,
-                "runwarden-level-answers",
-                &self.shell.topics.command_results,
-            )?;
-            let producer = Producer::courier(&self.shell.client)?;
-            producer.send(&self.shell.topics.commands, OVERALL.as_bytes(), &payload)?;
-            producer.flush(PATIENCE)?;
-            Ok((answers, producer, command_id))
-        };
-        let (mut answers, _producer, command_id) = send().map_err(|error| Chain(&error).to_string())?;
-        let until = Instant::now() + PATIENCE;
-        while Instant::now() < until {
-            let Some(record) = answers.next(LOOK) else { continue };
-            let answer = record.payload.as_deref().and_then(|p| serde_json::from_slice::<Value>(p).ok());
-            if let Some(answer) = answer.filter(|answer| answer["command_id"] == *command_id) {
-                return Ok(answer);
-            }
-        }
-        Err(format!("no answer to {kind} within {} s", PATIENCE.as_secs()))
+        self.orders.send(Command {
+            command_id: uuid::Uuid::new_v4().to_string(),
+            kind: kind.to_owned(),
+            tenant_id: OVERALL.to_owned(),
+            principal: format!("system:serve@{}", self.orders.shell.slot),
+            authority: SYSTEM,
+            issued_at: Wall::now().0,
+            body,
+            key_id: None,
+        })
     }
 }

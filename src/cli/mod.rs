@@ -14,6 +14,8 @@ mod keys;
 mod leveled;
 pub mod load;
 mod metered;
+mod ordering;
+mod paneled;
 mod replay;
 mod resize;
 mod run;

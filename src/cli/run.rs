@@ -64,7 +64,7 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let follows = config.roles.contains(&Role::Serve) && !arguments.until_end;
     let level = follows.then(|| leveled::start(&config, shell.clone(), Arc::clone(&keys))).transpose()?;
     let answering = Answering::of(&config, Some(&keys))?.filter(|_| !arguments.until_end);
-    let tabling = Tabling::of(&config).filter(|_| !arguments.until_end);
+    let tabling = Tabling::of(&config, &keys).filter(|_| !arguments.until_end);
     let governance = match arguments.until_end {
         true => Governance::Files,
         false => governance(&config, texts, tuning, keys, &loaded),
@@ -115,8 +115,9 @@ fn alone(config: &Config, listener: std::net::TcpListener, hash: &str) -> Result
     let follows = config.roles.contains(&Role::Serve);
     let keys = follows.then(|| keys::of(config)).transpose()?.map(Arc::new);
     let answering = Answering::of(config, keys.as_ref())?;
+    let tabling = keys.as_ref().and_then(|keys| Tabling::of(config, keys));
     let _level = keys.map(|keys| leveled::start(config, load::shell(config), keys)).transpose()?;
-    let service = Service::start(None, &config.roles, listener, hash, answering, Tabling::of(config))?;
+    let service = Service::start(None, &config.roles, listener, hash, answering, tabling)?;
     tracing::info!(address = %service.address, roles = roles(config), "runwarden is up, without the role core: it owns no partitions");
     if let Some(said) = config.idle_process() {
         tracing::warn!("{said}");

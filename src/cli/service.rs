@@ -17,6 +17,7 @@ use crate::cli::governing::{Governed, Governor, Reread, SetFiles};
 use crate::cli::keys::Keys;
 use crate::cli::load::Loaded;
 use crate::cli::metered::{Counting, Metered};
+use crate::cli::paneled;
 use crate::cli::tabling::{self, Filling, Tabling};
 use crate::cli::verdicting::{self, Answering, Following, Known};
 use crate::cli::watching::{Sampler, Watching};
@@ -31,6 +32,7 @@ use crate::serve::Health;
 use crate::serve::commands::Commander;
 use crate::serve::health::STARTING;
 use crate::serve::http::{self, Views};
+use crate::serve::panels::Panels;
 use crate::serve::reads::events::News;
 
 /// How often liveness and readiness follow the shell's status.
@@ -54,6 +56,7 @@ pub(super) struct Service {
     governor: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
     _following: Option<Following>,
     filling: Option<Filling>,
+    _panels: Option<paneled::Watching>,
 }
 
 /// Whose terms a core works under.
@@ -117,17 +120,24 @@ impl Service {
             }
             None => views,
         };
-        let explainer = tabling.as_ref().map(|tabling| tabling.explainer.clone());
         let news = News::default();
-        let fill = |tabling| tabling::fill(tabling, news.clone(), Arc::clone(&access), &metrics);
-        let filling = tabling.map(fill).transpose()?;
-        let views = match explainer {
-            Some(explainer) => views.with_explainer(explainer),
+        let mut filling = None;
+        let mut watching = None;
+        let views = match tabling {
             None => views,
-        };
-        let (views, filling) = match filling {
-            Some((tables, filling)) => (views.with_tables(tables, news), Some(filling)),
-            None => (views, None),
+            Some(tabling) => {
+                let (explainer, shell, keys) =
+                    (tabling.explainer.clone(), tabling.shell.clone(), Arc::clone(&tabling.keys));
+                let (source, renew) = (tabling.panels.clone(), tabling.renew);
+                let (tables, fills) = tabling::fill(tabling, news.clone(), access, &metrics)?;
+                filling = Some(fills);
+                let ask = Arc::new(tables.clone());
+                let panels = Panels::load(source, ask, Arc::clone(&metrics), Wall::now());
+                let panels = Arc::new(panels.map_err(|faults| paneled::refused(&faults))?);
+                tables.add("panels", Box::new(panels.table()));
+                watching = Some(paneled::start(Arc::clone(&panels), renew, shell, keys)?);
+                views.with_tables(tables, news).with_explainer(explainer).with_panels(panels)
+            }
         };
         let (address, http) = serve(listener, views)?;
         let (sender, ended) = mpsc::channel();
@@ -146,6 +156,7 @@ impl Service {
                 governor: None,
                 _following: following,
                 filling,
+                _panels: watching,
             });
         };
         let counting =
@@ -210,6 +221,7 @@ impl Service {
             governor,
             _following: following,
             filling,
+            _panels: watching,
         })
     }
 

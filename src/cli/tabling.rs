@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::cli::{Chain, Failure, explain, load};
+use crate::cli::keys::Keys;
+use crate::cli::{Chain, Failure, explain, load, paneled};
 use crate::clock::Wall;
 use crate::config::{Config, Role};
 use crate::kafka::follow::{Follower, Start};
@@ -19,6 +20,7 @@ use crate::kafka::{ClientSettings, ShellConfig, Topics};
 use crate::metrics::Metrics;
 use crate::metrics::labels::{self, Label as _};
 use crate::serve::access::Access;
+use crate::serve::panels;
 use crate::serve::reads::events::News;
 use crate::serve::reads::explain::Explainer;
 use crate::serve::sql::{self, Ended, Sql};
@@ -44,6 +46,14 @@ pub(super) struct Tabling {
     dir: Option<PathBuf>,
     bounds: Bounds,
     limits: Limits,
+    /// Where the process is, for its commands.
+    pub(super) shell: ShellConfig,
+    /// What its commands are signed with.
+    pub(super) keys: Arc<Keys>,
+    /// The panels.
+    pub(super) panels: panels::files::Source,
+    /// An alert about a panel is said again after so long.
+    pub(super) renew: Duration,
     /// What explains decisions.
     pub(super) explainer: Explainer,
     /// Where SQL is answered.
@@ -54,25 +64,30 @@ pub(super) struct Tabling {
 
 impl Tabling {
     /// Of a configuration; `None`: the process does not play the role serve.
-    pub(super) fn of(config: &Config) -> Option<Self> {
+    pub(super) fn of(config: &Config, keys: &Arc<Keys>) -> Option<Self> {
         config.roles.contains(&Role::Serve).then(|| {
-            let ShellConfig { client, topics, slot, .. } = load::shell(config);
+            let shell = load::shell(config);
+            let (client, topics, slot) = (shell.client.clone(), shell.topics.clone(), shell.slot.clone());
             let l = &config.limits;
             let bounds = Bounds { keys: l.table_keys, bytes: l.table_bytes, ..Bounds::default() };
             let limits = Limits { time: l.query_time, memory: l.query_bytes, rows: l.query_rows, ..Limits::default() };
             // two processes may share a data directory, and never a slot
             let dir = Some(config.paths.data.join("tables").join(slot));
-            let explainer = explain::explainer(load::shell(config), load::tuning(config));
-            Self { client, topics, dir, bounds, limits, explainer, sql: config.sql, any_port: false }
+            let explainer = explain::explainer(shell.clone(), load::tuning(config));
+            let (panels, renew) = (paneled::source(config), config.alerts.external_timeout / 2);
+            let (keys, sql) = (Arc::clone(keys), config.sql);
+            Self { client, topics, dir, bounds, limits, shell, keys, panels, renew, explainer, sql, any_port: false }
         })
     }
 
     /// In memory alone, for as long as the process lives.
-    pub(super) fn passing(shell: &ShellConfig) -> Self {
+    pub(super) fn passing(shell: &ShellConfig, keys: &Arc<Keys>) -> Self {
         let (client, topics) = (shell.client.clone(), shell.topics.clone());
         let explainer = explain::explainer(shell.clone(), load::defaults());
-        let (bounds, limits, sql) = (Bounds::default(), Limits::default(), Config::default().sql);
-        Self { client, topics, dir: None, bounds, limits, explainer, sql, any_port: true }
+        let (bounds, limits, config) = (Bounds::default(), Limits::default(), Config::default());
+        let (shell, keys, panels) = (shell.clone(), Arc::clone(keys), panels::files::Source::Shipped);
+        let (renew, sql) = (config.alerts.external_timeout / 2, config.sql);
+        Self { client, topics, dir: None, bounds, limits, shell, keys, panels, renew, explainer, sql, any_port: true }
     }
 
     fn listen(&self) -> Result<std::net::TcpListener, Failure> {

@@ -29,6 +29,7 @@ pub use self::fault::Fault;
 pub(crate) use self::fault::nearest;
 pub use self::level::{Action, ActionKind, ActionLevel, Level, OWN_ACTIONS, Percent, Respond};
 use self::reader::{Reader, Section};
+pub(crate) use self::reader::{read_duration, write_duration};
 pub use self::secret::Secret;
 use crate::telemetry::redact::{FORBIDDEN, Redactor};
 use crate::telemetry::{Prices, Settings};

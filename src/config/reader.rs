@@ -473,7 +473,7 @@ fn pick<T: Copy>(name: &str, choices: &[(&str, T)]) -> Result<T, String> {
 const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// Reads "10s", "100ms", "1h30m".
-fn read_duration(text: &str) -> Option<Duration> {
+pub(crate) fn read_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut millis = 0_u64;
     while !rest.is_empty() {
@@ -488,7 +488,7 @@ fn read_duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then(|| Duration::from_millis(millis))
 }
 
-fn write_duration(value: Duration) -> String {
+pub(crate) fn write_duration(value: Duration) -> String {
     let millis = u64::try_from(value.as_millis()).unwrap_or(u64::MAX);
     let (name, size) = UNITS.iter().find(|(_, size)| millis >= *size && millis % size == 0).unwrap_or(&("s", 1_000));
     format!("{}{name}", millis / size)

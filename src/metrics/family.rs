@@ -113,7 +113,7 @@ impl Names {
         admitted
     }
 
-    fn label<'a>(&self, name: &'a str) -> &'a str {
+    pub(super) fn label<'a>(&self, name: &'a str) -> &'a str {
         let known = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         if known.contains(name) { name } else { OTHER }
     }

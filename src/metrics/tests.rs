@@ -76,7 +76,7 @@ fn names_follow_the_rules_and_every_metric_has_help() {
         text.lines().filter_map(|l| l.strip_prefix("# HELP ")).filter_map(|l| l.split(' ').next()).collect();
     assert!(types.len() > 30, "all metrics are exported, got {}", types.len());
     for (name, kind) in types {
-        assert!(name.starts_with("runwarden_"), "{name}");
+        assert!(name.starts_with("runwarden_") || name.starts_with("panel_"), "{name}");
         assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
         assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
         assert!(kind != "histogram" || name.ends_with("_seconds"), "{name}: all our histograms are of time");
@@ -107,6 +107,7 @@ fn labels_are_only_the_closed_ones() {
         "verdict",
         "table",
         "partition",
+        "panel_id",
         "le",
         "hash",
         "version",
@@ -143,6 +144,22 @@ fn configured_names_are_bounded_and_stay_after_a_reload() {
     assert_eq!(s["runwarden_late_rows_total{metric=\"first\"}"], "1");
     assert_eq!(s["runwarden_late_rows_total{metric=\"other\"}"], "1");
     assert_eq!(s.keys().filter(|k| k.starts_with("runwarden_late_rows_total")).count(), MAX_NAMES + 1);
+}
+
+#[test]
+fn panels_stand_at_zero_under_their_own_names_and_no_other_id_becomes_a_label() {
+    let m = metrics(&[]);
+    m.panels.admit(&["POL-GOV-ACT-O4"]);
+    m.panels.health("POL-GOV-ACT-O4").set(1);
+    m.panels.empty("POL-9999").inc();
+    let s = samples(&m.encode().unwrap());
+    for name in ["panel_empty_total", "panel_stale_total", "panel_filter_break_total"] {
+        assert_eq!(s[&format!("{name}{{panel_id=\"POL-GOV-ACT-O4\"}}")], "0");
+    }
+    assert_eq!(s["panel_health_status{panel_id=\"POL-GOV-ACT-O4\"}"], "1");
+    assert_eq!(s[&format!("panel_empty_total{{panel_id=\"{OTHER}\"}}")], "1");
+    m.panels.forget("POL-GOV-ACT-O4");
+    assert!(!m.encode().unwrap().contains("panel_health_status{"), "of a panel that is no more nothing is claimed");
 }
 
 #[test]

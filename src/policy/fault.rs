@@ -23,7 +23,7 @@ pub struct Fault {
 
 impl Fault {
     /// A fault at a place of a file.
-    pub(super) fn new(file: &str, at: Place, path: &str, message: String, help: Option<String>) -> Self {
+    pub(crate) fn new(file: &str, at: Place, path: &str, message: String, help: Option<String>) -> Self {
         Self { file: file.to_owned(), line: at.line, column: at.column, path: path.to_owned(), message, help }
     }
 }
@@ -43,7 +43,7 @@ impl fmt::Display for Fault {
 }
 
 /// The candidate nearest to a misspelt word, if any is near enough to be meant.
-pub(super) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+pub(crate) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     /// Below this a suggestion misleads more than it helps.
     const LEAST: f64 = 0.7;
     let short: String = word.chars().take(64).collect::<String>().to_lowercase();
@@ -61,7 +61,7 @@ pub(super) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c s
 }
 
 /// A word from a file as it may appear in a message: quoted, at most 64 characters.
-pub(super) fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let mut short: String = word.chars().take(64).collect();
     if short.len() < word.len() {
         short.push('…');

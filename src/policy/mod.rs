@@ -73,3 +73,8 @@ pub use scope::{Level, Scope, Selector, Subject, Who};
 pub use set::{FileSummary, PolicySet};
 pub use silence::{Compare, MATCHED, Matcher, Silence, SilenceStatus};
 pub use snapshot::{Snapshot, SnapshotError, Suspension, namespace};
+
+// other YAML files are read in the same way
+pub(crate) use fault::{nearest, quoted};
+pub(crate) use read::{Fields as Keys, Reader};
+pub(crate) use yaml::{Node, Value, documents};

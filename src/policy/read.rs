@@ -81,13 +81,13 @@ pub(super) fn parse_generation(file: &str, text: &str) -> Result<u64, Vec<Fault>
 
 /// Collects faults while typed values are taken out of the tree. A getter gives `None` for an absent, null or faulty key;
 /// the fault is then recorded, and the document is refused as a whole.
-pub(super) struct Reader<'f> {
+pub(crate) struct Reader<'f> {
     file: &'f str,
     faults: Vec<Fault>,
 }
 
 /// A map whose keys have been checked, and the path to it.
-pub(super) struct Fields<'n> {
+pub(crate) struct Fields<'n> {
     entries: &'n [Entry],
     pub at: Place,
     path: String,

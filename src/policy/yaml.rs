@@ -19,14 +19,14 @@ const MAX_NODES: usize = 200_000;
 
 /// A value and where it begins.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub at: Place,
     pub value: Value,
 }
 
 /// What a node holds. Plain scalars are resolved as in the YAML 1.2 core schema; a number keeps its text.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     Bool(bool),
     Number(String),
@@ -37,7 +37,7 @@ pub(super) enum Value {
 
 /// One key of a map.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub key: String,
     pub at: Place,
     pub node: Node,
@@ -95,7 +95,7 @@ impl Node {
 
 /// Reads every document of `text`. Empty documents give nothing. Never panics; faults are pushed for each document that
 /// cannot be read.
-pub(super) fn documents(file: &str, text: &str, faults: &mut Vec<Fault>) -> Vec<Node> {
+pub(crate) fn documents(file: &str, text: &str, faults: &mut Vec<Fault>) -> Vec<Node> {
     if text.len() > MAX_BYTES {
         let message = format!("the file has {} bytes, at most {MAX_BYTES} are read", text.len());
         faults.push(Fault::new(file, Place { line: 1, column: 1 }, "", message, Some("split it".to_owned())));

@@ -99,7 +99,7 @@ type Asked<T> = Result<Query<T>, QueryRejection>;
 
 /// The parameters, of which `known` are all there are.
 #[expect(clippy::result_large_err, reason = "an answer is what comes of a request either way, once")]
-fn parameters<T>(asked: Asked<T>, known: &str) -> Result<T, Response> {
+pub(super) fn parameters<T>(asked: Asked<T>, known: &str) -> Result<T, Response> {
     let wrong = |wrong: QueryRejection| {
         problem(StatusCode::BAD_REQUEST, &format!("{}; parameters are {known}", wrong.body_text()))
     };

@@ -35,6 +35,7 @@ use super::commands::{self, Commander};
 use super::console;
 use super::health::Health;
 use super::levels::Levels;
+use super::panels::{self, Panels};
 use super::reads::events::News;
 use super::reads::{self, explain::Explainer};
 use super::tables::Tables;
@@ -74,6 +75,8 @@ pub struct Views {
     pub(super) explainer: Option<Explainer>,
     /// Takes what is written; `None`: nothing is.
     pub(super) commander: Option<Arc<Commander>>,
+    /// `None`: no role here watches them.
+    pub(super) panels: Option<Arc<Panels>>,
     /// Places for who listens: the others are for who asks.
     pub(super) streams: Arc<Semaphore>,
     /// Whether somebody fills them.
@@ -98,6 +101,7 @@ impl Views {
             news,
             explainer,
             commander,
+            panels: None,
             streams,
             answers: false,
             roles,
@@ -126,6 +130,12 @@ impl Views {
     #[must_use]
     pub fn with_explainer(self, explainer: Explainer) -> Self {
         Self { explainer: Some(explainer), ..self }
+    }
+
+    /// Shows these panels below `/api/v1`.
+    #[must_use]
+    pub fn with_panels(self, panels: Arc<Panels>) -> Self {
+        Self { panels: Some(panels), ..self }
     }
 
     /// Says that the process plays these roles only. Without serve the console is not there; what watches a process is.
@@ -223,7 +233,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, mut sto
 
 fn routes(views: Views) -> Router {
     let router = if views.roles.contains(&Role::Serve) { served() } else { not_served() };
-    let api = || api::routes().merge(reads::routes()).merge(commands::routes());
+    let api = || api::routes().merge(reads::routes()).merge(commands::routes()).merge(panels::routes());
     let router = if views.answers { router.merge(api()) } else { router };
     router
         .route("/status.json", get(status))

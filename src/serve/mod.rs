@@ -11,6 +11,7 @@ pub mod health;
 pub mod http;
 pub mod level;
 pub mod levels;
+pub mod panels;
 pub mod reads;
 pub mod respond;
 pub mod sql;

@@ -54,7 +54,7 @@ impl SchemaProvider for Scoped {
         if let Some(table) = schema::table(name) {
             return self.of_topic(table, &inner.snapshot(table)?).map(Some);
         }
-        if let Some(whole) = inner.whole(name)? {
+        if let Some(whole) = inner.whole(name, &self.scope)? {
             return self.of_whole(whole).map(Some);
         }
         let view = VIEWS.iter().find(|(view, ..)| *view == name);

@@ -125,8 +125,8 @@ pub struct Whole {
     batch: RecordBatch,
 }
 
-/// Makes a table.
-pub type Make = Box<dyn Fn() -> RecordBatch + Send + Sync>;
+/// Makes a table as a scope sees it.
+pub type Make = Box<dyn Fn(&Scope) -> RecordBatch + Send + Sync>;
 
 struct Inner {
     stores: Vec<(Source, Mutex<Store>)>,
@@ -439,14 +439,14 @@ impl Inner {
         ["conflicts", "dependencies"].into_iter().chain(more.keys().copied()).map(str::to_owned).collect()
     }
 
-    fn whole(&self, name: &str) -> Result<Option<Whole>, DataFusionError> {
+    fn whole(&self, name: &str, scope: &Scope) -> Result<Option<Whole>, DataFusionError> {
         let batch = match name {
             "conflicts" => graph::conflicts_batch(&self.known())?,
             "dependencies" => graph::dependencies_batch(&self.known())?,
             _ => {
                 let more = self.more.lock().unwrap_or_else(PoisonError::into_inner);
                 let Some(make) = more.get(name) else { return Ok(None) };
-                make()
+                make(scope)
             }
         };
         Ok(Some(Whole { batch }))

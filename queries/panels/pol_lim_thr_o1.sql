@@ -1,0 +1,7 @@
+-- POL-LIM-THR-O1: What risk ceilings are set?
+-- Limits of the type RISK_CEILING.
+SELECT limit_id, tenant_id, policy_id, policy_name, limit_type, category, metric, max, near, status, enforcement, on_breach,
+       cooldown_seconds, fallback_model, scope, policy_status, created_at
+FROM policy_limits
+WHERE limit_type = 'RISK_CEILING'
+ORDER BY tenant_id, policy_id, limit_id

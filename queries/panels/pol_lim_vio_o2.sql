@@ -1,0 +1,7 @@
+-- POL-LIM-VIO-O2: What cost incidents occurred?
+-- Violations of the last 24 hours whose source is cost, without synthetic ones.
+SELECT violation_id, tenant_id, policy_id, limit_id, limit_type, metric, kind, mode, scope_kind, scope_id, run_id, violation_type,
+       source, severity, violation_kind, value, limit_value, utilization, overshoot, detected_at, is_synthetic
+FROM violations
+WHERE detected_at > now() - INTERVAL '24' HOUR AND source = 'cost' AND is_synthetic IS NOT TRUE
+ORDER BY detected_at DESC, violation_id
