@@ -40,8 +40,9 @@ impl Drop for Watching {
 /// Where a configuration has its panels.
 pub(super) fn source(config: &Config) -> Source {
     let panels = &config.paths.panels;
-    // nobody has to write a registry: those that runwarden is shipped with do
-    if *panels == Config::default().paths.panels && !panels.exists() {
+    // nobody has to write a registry, or queries for that of a working directory: those that runwarden is shipped with do
+    let whole = panels.exists() && config.paths.queries.join("panels").exists();
+    if *panels == Config::default().paths.panels && !whole {
         return Source::Shipped;
     }
     Source::Disk { registry: config.paths.panels.clone(), queries: config.paths.queries.clone() }
@@ -54,7 +55,7 @@ pub(super) fn refused(faults: &[Fault]) -> Failure {
 
 /// For `check`: the panels of a configuration, held against tables of the schema that may be empty.
 pub(super) fn checked(config: &Config, tables: &dyn Ask) -> Result<Loaded, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Failure::reach)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(Failure::reach)?;
     runtime.block_on(panels::check(&source(config), tables)).map_err(|faults| refused(&faults))
 }
 

@@ -71,7 +71,8 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     };
     let service =
         Service::start(Some((loaded, shell, governance)), &config.roles, listener, &hash, answering, tabling)?;
-    tracing::info!(address = %service.address, policies, roles = roles(&config), "runwarden is up");
+    let sql = service.sql().map(tracing::field::display);
+    tracing::info!(address = %service.address, sql, policies, roles = roles(&config), "runwarden is up");
     let refused = provision(&client, &topics)?;
     let outcome = loop {
         if let Ok(error) = refused.try_recv() {
@@ -118,7 +119,8 @@ fn alone(config: &Config, listener: std::net::TcpListener, hash: &str) -> Result
     let tabling = keys.as_ref().and_then(|keys| Tabling::of(config, keys));
     let _level = keys.map(|keys| leveled::start(config, load::shell(config), keys)).transpose()?;
     let service = Service::start(None, &config.roles, listener, hash, answering, tabling)?;
-    tracing::info!(address = %service.address, roles = roles(config), "runwarden is up, without the role core: it owns no partitions");
+    let sql = service.sql().map(tracing::field::display);
+    tracing::info!(address = %service.address, sql, roles = roles(config), "runwarden is up, without the role core: it owns no partitions");
     if let Some(said) = config.idle_process() {
         tracing::warn!("{said}");
     }

@@ -69,7 +69,7 @@ impl Tabling {
             let shell = load::shell(config);
             let (client, topics, slot) = (shell.client.clone(), shell.topics.clone(), shell.slot.clone());
             let l = &config.limits;
-            let bounds = Bounds { keys: l.table_keys, bytes: l.table_bytes, ..Bounds::default() };
+            let bounds = Bounds { rows: l.table_rows, keys: l.table_keys, bytes: l.table_bytes, ..Bounds::default() };
             let limits = Limits { time: l.query_time, memory: l.query_bytes, rows: l.query_rows, ..Limits::default() };
             // two processes may share a data directory, and never a slot
             let dir = Some(config.paths.data.join("tables").join(slot));

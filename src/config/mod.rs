@@ -253,6 +253,8 @@ pub struct Limits {
     pub stop_grace: Duration,
     /// Depth to which stopping a run stops its children.
     pub cascade_depth: usize,
+    /// Rows of a table in memory before they are sealed.
+    pub table_rows: usize,
     /// Keys of a table of a compacted topic.
     pub table_keys: usize,
     /// Files that are sealed of a table, bytes.
@@ -542,6 +544,7 @@ fn limits(s: &mut Section<'_, '_>) -> Limits {
         tombstone_retention: s.duration("tombstone-retention", 7 * DAY, seconds(60)..=YEAR),
         stop_grace: s.duration("stop-grace", seconds(30), Duration::ZERO..=DAY),
         cascade_depth: s.number("cascade-depth", 16, 1..=1_000),
+        table_rows: s.number("table-rows", 20_000, 10..=10_000_000),
         table_keys: s.number("table-keys", 200_000, 1_000..=100_000_000),
         table_bytes: s.number("table-bytes", 1 << 30, 1 << 20..=1 << 40),
         query_time: s.duration("query-time", seconds(10), seconds(1)..=seconds(600)),

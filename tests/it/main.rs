@@ -39,6 +39,7 @@ mod simulation;
 mod storm;
 mod stream;
 mod support;
+mod tables_live;
 mod telemetry;
 mod verdicts;
 mod walls;

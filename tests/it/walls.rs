@@ -16,7 +16,7 @@ const WALLS: &[(&str, &[&str])] = &[
     ("decide", &["clock", "policy", "stream", "telemetry"]),
     ("pipeline", &["clock", "decide", "policy", "stream", "telemetry", "kafka::core"]),
     ("kafka", &["clock", "config", "metrics"]),
-    ("serve", &["clock", "config", "decide", "metrics", "kafka", "policy"]),
+    ("serve", &["clock", "config", "decide", "metrics", "kafka", "policy", "telemetry"]),
     ("demo", &["clock", "metrics"]),
 ];
 /// The room where all others meet.

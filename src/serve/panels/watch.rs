@@ -239,6 +239,13 @@ pub async fn watch(
     tokio::pin!(stopped);
     let mut files = tokio::time::interval(FILES);
     files.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // the first round is when the tables are whole: before that there is nothing to be said
+    while !monitor.panels.tables.is_whole() {
+        tokio::select! {
+            _ = &mut stopped => return,
+            _ = files.tick() => {}
+        }
+    }
     monitor.round(clock(), &mut send).await;
     let mut next = Box::pin(tokio::time::sleep(until_next(clock(), monitor.terms)));
     loop {
