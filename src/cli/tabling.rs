@@ -1,8 +1,9 @@
 //! What fills the tables: one thread that follows the topics they are read from, from where they are sealed.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -25,12 +26,14 @@ use crate::serve::reads::events::News;
 use crate::serve::reads::explain::Explainer;
 use crate::serve::sql::{self, Ended, Sql};
 use crate::serve::tables::schema::Source;
-use crate::serve::tables::{Bounds, Limits, Record, Tables, Taken};
+use crate::serve::tables::{Bounds, Limits, Record, SEALED, Tables, Taken};
 
 /// How long one look at the topics may take: a shutdown is noticed after it.
 const LOOK: Duration = Duration::from_millis(100);
 /// A look that found nothing says that what was committed so long before it began is here, µs.
 const BEHIND: i64 = 100_000;
+/// How long the folder of sealed tables is waited for while another process holds it: the one before may be at its end.
+const YIELDED: Duration = Duration::from_secs(15);
 /// Between attempts to reach the topics.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often it is looked whether there is enough to seal, and what there is is counted.
@@ -72,7 +75,7 @@ impl Tabling {
             let bounds = Bounds { rows: l.table_rows, keys: l.table_keys, bytes: l.table_bytes, ..Bounds::default() };
             let limits = Limits { time: l.query_time, memory: l.query_bytes, rows: l.query_rows, ..Limits::default() };
             // two processes may share a data directory, and never a slot
-            let dir = Some(config.paths.data.join("tables").join(slot));
+            let dir = Some(config.paths.data.join(SEALED).join(slot));
             let explainer = explain::explainer(shell.clone(), load::tuning(config));
             let (panels, renew) = (paneled::source(config), config.alerts.external_timeout / 2);
             let (keys, sql) = (Arc::clone(keys), config.sql);
@@ -187,6 +190,8 @@ pub(super) fn fill(
         stop: Arc::clone(&stop),
         sources: BTreeMap::new(),
         said: Vec::new(),
+        lock: None,
+        begun: Instant::now(),
     };
     let thread = std::thread::Builder::new().name("tables-fill".into()).spawn(move || filler.run());
     Ok((tables, Filling { sql: address, stop, thread: Some(thread.map_err(Failure::reach)?), answering }))
@@ -212,6 +217,20 @@ struct Filler {
     sources: BTreeMap<String, Source>,
     /// What was said once already.
     said: Vec<(Source, Taken)>,
+    /// Held while the folder of sealed tables is this process's.
+    lock: Option<File>,
+    begun: Instant,
+}
+
+/// The folder of sealed tables for this process alone; `None`: another process has it.
+fn lock(dir: &Path) -> std::io::Result<Option<File>> {
+    std::fs::create_dir_all(dir)?;
+    let file = File::create(dir.join("lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 impl Filler {
@@ -245,7 +264,7 @@ impl Filler {
     }
 
     /// Opens what is sealed and follows the topics from there.
-    fn follower(&self) -> Option<Follower> {
+    fn follower(&mut self) -> Option<Follower> {
         let mut said = String::new();
         while !self.stop.load(Ordering::Acquire) {
             match self.start() {
@@ -264,7 +283,8 @@ impl Filler {
         None
     }
 
-    fn start(&self) -> Result<Follower, String> {
+    fn start(&mut self) -> Result<Follower, String> {
+        self.own_folder()?;
         let name = "runwarden-tables";
         let cluster = match &self.tabling.dir {
             None => String::new(),
@@ -291,6 +311,25 @@ impl Filler {
             }
         }
         Ok(follower)
+    }
+
+    /// Takes the folder of sealed tables for this process, or does without it.
+    fn own_folder(&mut self) -> Result<(), String> {
+        let Some(dir) = self.tabling.dir.as_ref().filter(|_| self.lock.is_none()) else { return Ok(()) };
+        let said = dir.display().to_string();
+        self.lock = lock(dir).map_err(|error| format!("{said}: {error}"))?;
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        if self.begun.elapsed() < YIELDED {
+            return Err(format!("another process has {said}"));
+        }
+        tracing::warn!(
+            folder = said,
+            "another process has the folder of sealed tables: these are kept in memory alone. Give each process a [kafka] slot of its own"
+        );
+        self.tabling.dir = None;
+        Ok(())
     }
 
     fn record(&mut self, record: &OwnedRecord) {
@@ -370,5 +409,20 @@ impl Filler {
         let (files, bytes) = self.tables.sealed();
         self.metrics.sealed_files.set(i64::try_from(files).unwrap_or(i64::MAX));
         self.metrics.sealed_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_sealed_tables_is_one_process_s_until_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("tables/slot");
+        let first = lock(&folder).unwrap();
+        assert!(first.is_some() && lock(&folder).unwrap().is_none());
+        drop(first);
+        assert!(lock(&folder).unwrap().is_some());
     }
 }

@@ -15,6 +15,7 @@ use crate::clock::rfc3339;
 use crate::config::{Action, ActionKind, Respond};
 use crate::decide::records::{PolicyLevel, ResponseOutcome, ResponsePlan};
 use crate::serve::level::{Disk, LOG, STATE};
+use crate::serve::tables::{SEALED, sealed};
 
 /// What would be done, below the data directory.
 pub const PREVIEW: &str = "state/policy_response_preview.json";
@@ -157,7 +158,7 @@ impl Runner<'_> {
                 data.and_then(|data| state.map(|state| format!("{data}; {state}")))
             }
             "state-schema-check" => self.check_state(),
-            "cold-storage-verification" => Ok(self.verify_cold_storage()),
+            "cold-storage-verification" => self.verify_cold_storage(),
             "anchor-mirror" => return self.mirror(plan, at),
             name => return self.user(plan, name, at),
         };
@@ -218,9 +219,29 @@ impl Runner<'_> {
         Ok(format!("{state}, {count} recent lines in {LOG}"))
     }
 
-    /// Nothing is sealed as long as there are no tables: that is said, not passed over.
-    fn verify_cold_storage(&self) -> String {
-        "nothing sealed yet".to_owned()
+    /// Whether every file of sealed tables is what its manifest says.
+    fn verify_cold_storage(&self) -> Result<String, String> {
+        let verify = || {
+            let (mut files, mut faults) = (0, Vec::new());
+            for slot in folders(&self.data.join(SEALED))? {
+                for table in folders(&slot)? {
+                    let (some, wrong) = sealed::verify(&table).map_err(|error| error.to_string())?;
+                    files += some;
+                    faults.extend(wrong);
+                }
+            }
+            Ok::<_, String>((files, faults))
+        };
+        let (mut files, mut faults) = verify()?;
+        if !faults.is_empty() {
+            // a seal that came in between replaced files; what is still wrong is wrong
+            (files, faults) = verify()?;
+        }
+        match (files, faults.is_empty()) {
+            (0, true) => Ok("nothing sealed yet".to_owned()),
+            (files, true) => Ok(format!("{files} files of sealed tables are what was sealed")),
+            (_, false) => Err(listed(&faults)),
+        }
     }
 
     /// Makes the mirror of the integrity anchor anew; the one before is the backup.
@@ -330,6 +351,21 @@ pub fn undo(path: &Path, at: i64, disk: &dyn Disk) -> Result<Undo, UndoError> {
     let text = serde_json::to_vec_pretty(&undo).map_err(|e| UndoError::NotOne(path.to_owned(), e))?;
     disk.replace(path, &text).map_err(failed(path))?;
     Ok(undo)
+}
+
+/// The folders in a folder; none where it is not there.
+fn folders(path: &Path) -> Result<Vec<PathBuf>, String> {
+    let said = |error: std::io::Error| format!("{}: {error}", path.display());
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(said(error)),
+    };
+    let paths: Result<Vec<PathBuf>, std::io::Error> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    let mut paths = paths.map_err(said)?;
+    paths.retain(|path| path.is_dir());
+    paths.sort();
+    Ok(paths)
 }
 
 fn listed(faults: &[String]) -> String {

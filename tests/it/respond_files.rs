@@ -3,11 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use runwarden::clock::{Wall, rfc3339};
 use runwarden::config::{Config, Respond};
 use runwarden::decide::records::{Level, ResponsePlan};
 use runwarden::decide::respond::{Cause, Responding, Responses};
 use runwarden::serve::level::{FileSystem, LOG, LevelFiles, STATE};
 use runwarden::serve::respond::{APPLIED, BLOCKED, Done, MIRROR, PREVIEW, Runner, UndoError, undo};
+use runwarden::serve::tables::schema::Source;
+use runwarden::serve::tables::{Bounds, Limits, Record, SEALED, Tables};
 use serde_json::{Value, json};
 
 use crate::level_files::records;
@@ -129,6 +132,27 @@ fn test_undo_file_creation_for_reversible_actions() {
     let other = place.write("other.json", "{}");
     assert!(matches!(undo(&other, 0, &FileSystem), Err(UndoError::NotOne(..))));
     assert!(matches!(undo(&place.path().join("absent"), 0, &FileSystem), Err(UndoError::File(..))));
+}
+
+#[test]
+fn cold_storage_is_verified_file_by_file_and_one_that_was_changed_is_named() {
+    let place = Place::new("");
+    let folder = place.path().join(SEALED).join("slot");
+    let tables = Tables::new(Bounds::default(), Limits::default(), Wall::now).unwrap();
+    tables.open(Source::Runs, &folder, "runs", "cluster").unwrap();
+    let payload =
+        format!("{{\"run_id\": \"r-1\", \"tenant_id\": \"acme\", \"ended_at\": {:?}}}", rfc3339(Wall::now().0));
+    let payload = Some(payload.as_bytes());
+    tables.take(Source::Runs, Record { partition: 0, offset: 0, key: None, kind: None, payload }).unwrap();
+    assert!(tables.tidy(Source::Runs, true).unwrap());
+    let verified = || of(&place.apply(Level::Red), "cold-storage-verification").clone();
+    assert_eq!(verified().detail, "1 files of sealed tables are what was sealed");
+    let file = folder.join("runs/000000000001.parquet");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[10] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let changed = verified();
+    assert!(!changed.ok && changed.detail.contains("000000000001.parquet is not what was sealed"), "{changed:?}");
 }
 
 #[test]

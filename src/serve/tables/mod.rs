@@ -41,6 +41,9 @@ pub use self::store::{Bounds, Record, Taken};
 pub use self::views::VIEWS;
 use crate::clock::{Micros, Wall};
 
+/// The folder of sealed tables in the data directory: a folder for each slot in it, and one for each table in these.
+pub const SEALED: &str = "tables";
+
 /// Whose rows are seen.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Scope {

@@ -53,8 +53,9 @@ pub static VIEWS: [(&str, &str, &str); 9] = [
                    PARTITION BY tenant_id, policy_id, limit_id, scope_kind, scope_id
                    ORDER BY event_time DESC, window_end DESC,
                             CASE kind WHEN 'RESOLVED' THEN 0 WHEN 'BREACH' THEN 1 ELSE 2 END, decided_at DESC) AS newest
-               FROM signals)
-         WHERE newest = 1 AND kind <> 'RESOLVED' AND (window_end IS NULL OR window_end > now() - INTERVAL '1' DAY)",
+               FROM signals
+               WHERE window_end > now() - INTERVAL '1' DAY)
+         WHERE newest = 1 AND kind <> 'RESOLVED'",
         "limits that are at NEAR or BREACH now: the newest signal of each",
     ),
 ];
