@@ -83,7 +83,7 @@ fn govern(governor: Governor) -> Result<(Arc<AtomicBool>, JoinHandle<()>), Failu
 
 impl Service {
     /// Starts everything: HTTP on `listener`, then, given a `core`, the shell; `governance` says whose terms it works under. `roles`
-    /// is what is said to be played; without serve there is no status page. `answering`: verdicts are given;
+    /// is what is said to be played; without serve there is no console. `answering`: verdicts are given;
     /// `tabling`: tables are shown.
     pub(super) fn start(
         core: Option<(Loaded, ShellConfig, Governance)>,

@@ -190,6 +190,7 @@ pub(super) fn fill(
         stop: Arc::clone(&stop),
         sources: BTreeMap::new(),
         said: Vec::new(),
+        unsealed: String::new(),
         lock: None,
         begun: Instant::now(),
     };
@@ -217,6 +218,8 @@ struct Filler {
     sources: BTreeMap<String, Source>,
     /// What was said once already.
     said: Vec<(Source, Taken)>,
+    /// Why rows could not be sealed, as it was said last.
+    unsealed: String,
     /// Held while the folder of sealed tables is this process's.
     lock: Option<File>,
     begun: Instant,
@@ -293,13 +296,13 @@ impl Filler {
         let mut starts = Vec::new();
         for source in Source::ALL {
             let topic = topic(&self.tabling.topics, source);
-            let mut next = BTreeMap::new();
+            let mut next = Start::new();
             // a second attempt begins anew: what the first one read is read again
             self.tables.forget(source);
             if let Some(dir) = &self.tabling.dir {
                 next = self.tables.open(source, dir, topic, &cluster).map_err(|e| e.to_string())?;
             }
-            starts.push((topic, Start { next, whole: source.is_compacted() }));
+            starts.push((topic, next));
         }
         let (follower, beyond) =
             Follower::at(&self.tabling.client, name, &starts).map_err(|e| Chain(&e).to_string())?;
@@ -397,7 +400,14 @@ impl Filler {
         for source in Source::ALL {
             if let Err(error) = self.tables.tidy(source, all) {
                 self.metrics.seal_failures.inc();
-                tracing::warn!(%error, "rows cannot be sealed; they stay in memory");
+                let error = error.to_string();
+                if self.unsealed != error {
+                    tracing::warn!(
+                        error,
+                        "rows cannot be sealed; they stay in memory, and further attempts are counted"
+                    );
+                    self.unsealed = error;
+                }
             }
         }
         self.tell_of_sql();

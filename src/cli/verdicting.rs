@@ -20,7 +20,7 @@ use crate::kafka::reader::OwnedRecord;
 use crate::kafka::{ClientSettings, ShellConfig, Topics};
 use crate::metrics::Metrics;
 use crate::serve::Health;
-use crate::serve::access::{self, Access, Caller, Jwt, JwtSettings};
+use crate::serve::access::{self, Access, Caller, Jwt};
 use crate::serve::api::VERDICTS;
 use crate::serve::levels::Levels;
 use crate::serve::verdicts::Verdicts;
@@ -68,17 +68,7 @@ fn access(config: &Config) -> Result<Access, Failure> {
         access.with(token.token.expose(), Caller { role, ..caller })
     });
     let Some(jwt) = &config.auth.jwt else { return Ok(access) };
-    let settings = JwtSettings {
-        jwks: jwt.jwks.clone(),
-        issuer: jwt.issuer.clone(),
-        audience: jwt.audience.clone(),
-        tenant_claim: jwt.tenant_claim.clone(),
-        authority_claim: jwt.authority_claim.clone(),
-        role_claim: jwt.role_claim.clone(),
-        name_claim: jwt.name_claim.clone(),
-        leeway: micros(jwt.leeway),
-    };
-    Ok(access.with_jwt(Jwt::new(settings, Wall::now).map_err(Failure::unreadable)?))
+    Ok(access.with_jwt(Jwt::new(jwt.clone(), Wall::now).map_err(Failure::unreadable)?))
 }
 
 /// The threads; they end when this is dropped.

@@ -24,14 +24,8 @@ enum From {
     Time(i64),
 }
 
-/// Where a topic is followed from.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Start {
-    /// By partition, the first offset; partitions that are not named are followed from their beginning.
-    pub next: BTreeMap<i32, i64>,
-    /// From its beginning, whatever is named.
-    pub whole: bool,
-}
+/// Where a topic is followed from: by partition, the first offset. Partitions that are not named are followed from their beginning.
+pub type Start = BTreeMap<i32, i64>;
 
 /// A partition that is read to the end that it had at the start.
 #[derive(Debug)]
@@ -101,7 +95,7 @@ impl Follower {
                     patiently(until, || consumer.fetch_watermarks(topic, partition, METADATA)).map_err(failed)?;
                 found.push((partition, ends));
             }
-            let next = |partition: i32| start.next.get(&partition).copied().filter(|_| !start.whole);
+            let next = |partition: i32| start.get(&partition).copied();
             let anew = found.iter().any(|(partition, (_, end))| next(*partition).is_some_and(|next| next > *end));
             if anew {
                 beyond.push((*topic).to_owned());

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 
-pub use jwt::{Jwt, JwtError, JwtSettings};
+pub use jwt::{Jwt, JwtError};
 
 use crate::decide::commands::{GUARDIAN, SYSTEM, WATCHDOG};
 

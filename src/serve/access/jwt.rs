@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 
 use super::{Caller, Denied, Role};
 use crate::clock::{Micros, SECOND, Wall};
+use crate::config::{Jwt as Settings, micros};
 use crate::decide::commands::{SYSTEM, UNSIGNED, authority_name};
 
 /// Longest token, in bytes.
@@ -37,27 +38,6 @@ const MOST: usize = 1_024;
 const MODULUS: std::ops::RangeInclusive<usize> = 256..=512;
 /// Bytes of a coordinate of a point on P-256 or Ed25519.
 const COORDINATE: usize = 32;
-
-/// `[auth.jwt]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JwtSettings {
-    /// File with the issuer's keys.
-    pub jwks: PathBuf,
-    /// Who signs: `iss`.
-    pub issuer: String,
-    /// For whom: `aud`.
-    pub audience: String,
-    /// Name of the claim that holds the tenant; `*` is all.
-    pub tenant_claim: String,
-    /// Name of the claim that holds the authority, as a number or a name.
-    pub authority_claim: String,
-    /// Name of the claim that holds the role.
-    pub role_claim: String,
-    /// Name of the claim that holds the caller's name.
-    pub name_claim: String,
-    /// By how much clocks may differ, µs.
-    pub leeway: Micros,
-}
 
 /// Why the keys of an issuer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +85,7 @@ struct State {
 
 /// Checks the tokens of one issuer.
 pub struct Jwt {
-    settings: JwtSettings,
+    settings: Settings,
     clock: fn() -> Wall,
     state: Mutex<State>,
 }
@@ -121,7 +101,7 @@ impl Jwt {
     ///
     /// # Errors
     /// There is no such file, or no key in it that can be used.
-    pub fn new(settings: JwtSettings, clock: fn() -> Wall) -> Result<Self, JwtError> {
+    pub fn new(settings: Settings, clock: fn() -> Wall) -> Result<Self, JwtError> {
         // process-wide: whoever came first chose the same, since there is no other in this build
         if crypto::rust_crypto::DEFAULT_PROVIDER.install_default().is_err() {
             tracing::trace!("the cryptography of tokens was chosen before");
@@ -181,7 +161,7 @@ impl Jwt {
         };
         let claims =
             jsonwebtoken::decode::<Map<String, Value>>(token, &key.key, &key.validation).map_err(wrong)?.claims;
-        let leeway = self.settings.leeway;
+        let leeway = micros(self.settings.leeway);
         let end = instant(claims.get("exp")).ok_or(Denied::Token("exp is no time"))?.saturating_add(leeway);
         if end <= now {
             return Err(Denied::Token("it has expired"));
@@ -267,7 +247,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     Some((metadata.modified().ok(), metadata.len(), metadata.ino()))
 }
 
-fn read(settings: &JwtSettings) -> Result<HashMap<String, Arc<Key>>, JwtError> {
+fn read(settings: &Settings) -> Result<HashMap<String, Arc<Key>>, JwtError> {
     let path = || settings.jwks.clone();
     let failed = |source| JwtError::Read { path: path(), source };
     let not_keys = || JwtError::NotKeys { path: path() };
@@ -290,7 +270,7 @@ fn read(settings: &JwtSettings) -> Result<HashMap<String, Arc<Key>>, JwtError> {
 }
 
 /// A key that can be used, and its id.
-fn key(value: &Value, settings: &JwtSettings) -> Result<(String, Key), &'static str> {
+fn key(value: &Value, settings: &Settings) -> Result<(String, Key), &'static str> {
     let jwk: Jwk = serde_json::from_value(value.clone()).map_err(|_| "it is no key")?;
     let kid = jwk.common.key_id.clone().filter(|kid| is_name(kid)).ok_or("it has no kid")?;
     if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {

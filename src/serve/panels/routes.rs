@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -18,11 +18,12 @@ use super::monitor::Health;
 use super::registry::Panel;
 use super::{Panels, Shown};
 use crate::clock::{SECOND, rfc3339};
-use crate::serve::access::{ALL, Caller};
+use crate::serve::access::{ALL, Caller, Denied};
 use crate::serve::api::{denied, parameters};
 use crate::serve::http::{Views, problem};
+use crate::serve::reads::again;
 use crate::serve::tables::rows::flat;
-use crate::serve::tables::{QueryError, Scope};
+use crate::serve::tables::{NOT_WHOLE, QueryError, Scope};
 
 /// Rows of a page, unless told otherwise.
 const PAGE: usize = 50;
@@ -33,6 +34,7 @@ const MOST: usize = 100;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wanted {
+    tenant_id: Option<String>,
     topic: Option<String>,
     health: Option<String>,
     alert_enabled: Option<bool>,
@@ -88,8 +90,12 @@ fn is_about(panel: &Panel, topic: &str) -> bool {
 }
 
 async fn list(State(views): State<Views>, caller: Caller, wanted: Asked<Wanted>) -> Result<Response, Response> {
-    let Wanted { topic, health, alert_enabled, limit, offset } =
-        parameters(wanted, "topic health alert_enabled limit offset")?;
+    let Wanted { tenant_id, topic, health, alert_enabled, limit, offset } =
+        parameters(wanted, "tenant_id topic health alert_enabled limit offset")?;
+    let tenant = tenant_id.filter(|tenant| !tenant.is_empty()).unwrap_or_else(|| caller.tenant.clone());
+    if !caller.sees(&tenant) {
+        return Err(denied(Denied::Tenant));
+    }
     let (limit, offset) = page(limit, offset)?;
     let health = health.as_deref().map(health_named).transpose()?;
     let shown: Vec<Shown> = panels(&views)?
@@ -99,9 +105,10 @@ async fn list(State(views): State<Views>, caller: Caller, wanted: Asked<Wanted>)
         .filter(|shown| health.is_none_or(|health| shown.health() == health))
         .filter(|shown| alert_enabled.is_none_or(|enabled| shown.panel.invariant.alert_enabled == enabled))
         .collect();
-    let all = caller.tenant == ALL;
+    let all = tenant == ALL;
     let items: Vec<Value> = shown.iter().skip(offset).take(limit).map(|shown| item(shown, all).into()).collect();
     let mut filters = Map::new();
+    filters.insert("tenant_id".to_owned(), tenant.into());
     filters.extend(topic.map(|topic| ("topic".to_owned(), topic.into())));
     filters.extend(health.map(|health| ("health".to_owned(), health.as_str().into())));
     filters.extend(alert_enabled.map(|enabled| ("alert_enabled".to_owned(), enabled.into())));
@@ -193,6 +200,9 @@ async fn rows(
     let loaded = panels.loaded();
     let sql = loaded.sql(&shown.panel);
     let tables = panels.tables.as_ref();
+    if !tables.is_whole() {
+        return Err(again(StatusCode::SERVICE_UNAVAILABLE, NOT_WHOLE, "1"));
+    }
     let total = count(tables, &scope, sql).await.map_err(|error| failed(&error))?;
     let paged = format!("{} LIMIT {limit} OFFSET {offset}", over("*", sql));
     let batches = tables.query(&scope, &paged, Vec::new()).await.map_err(|error| failed(&error))?;
@@ -209,11 +219,8 @@ fn failed(error: &QueryError) -> Response {
         QueryError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
-    let mut response = problem(status, &format!("the query of this panel fails: {error}"));
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
-    }
-    response
+    let why = format!("the query of this panel fails: {error}");
+    if status == StatusCode::SERVICE_UNAVAILABLE { again(status, &why, "5") } else { problem(status, &why) }
 }
 
 /// Columns that panels make as text in JSON: they are shown as what they hold, like those of tables.

@@ -68,7 +68,7 @@ fn array(kind: &DataType, values: Vec<Value>) -> ArrayRef {
 
 impl Memory {
     /// The same, before the topics were read to their ends.
-    pub(super) fn still_filled(self) -> Self {
+    pub(super) fn not_whole(self) -> Self {
         Self { whole: false, ..self }
     }
 

@@ -193,9 +193,9 @@ async fn lessons_that_stay_away_while_there_is_work_are_alerted_of_though_the_pr
 }
 
 #[tokio::test]
-async fn tables_that_are_still_filled_say_nothing_of_a_panel() {
+async fn tables_that_are_not_whole_say_nothing_of_a_panel() {
     let folder = Folder::new(&[("A", ONE.1, "min_rows: 1, warmup: 0, alert_after: 0, alert_enabled: true")]);
-    let panels = panels(&folder, tables(&[]).still_filled());
+    let panels = panels(&folder, tables(&[]).not_whole());
     let round = monitor(&panels).round(later(5), &mut |_| Ok(())).await;
     assert_eq!((round.unknown, round.unhealthy, round.sent), (1, 0, 0));
     assert_eq!(panels.get("A").unwrap().health(), Health::Unknown);
@@ -297,13 +297,16 @@ async fn over_http_panels_are_listed_by_filters_and_in_pages() {
     let (_, body) = get(&panels, "*", "/api/v1/panels?alert_enabled=false&limit=1&offset=1").await;
     assert_eq!(
         (ids(&body), &body["total"], &body["filters_applied"]),
-        (vec!["C".into()], &json!(2), &json!({"alert_enabled": false}))
+        (vec!["C".into()], &json!(2), &json!({"tenant_id": "*", "alert_enabled": false}))
     );
     let (_, body) = get(&panels, "*", "/api/v1/panels?alert_enabled=false&limit=1").await;
     assert_eq!(body["has_more"], true);
     let (_, body) = get(&panels, "*", "/api/v1/panels?topic=t&health=unknown").await;
     assert_eq!(body["total"], 3);
     assert_eq!(get(&panels, "*", "/api/v1/panels?topic=GOVERNANCE").await.1["total"], 0);
+    let (status, body) = get(&panels, "*", "/api/v1/panels?tenant_id=acme").await;
+    assert_eq!((status, &body["filters_applied"]), (200, &json!({"tenant_id": "acme"})), "as every list takes it");
+    assert_eq!(get(&panels, "acme", "/api/v1/panels?tenant_id=zeta").await.0, 403);
     for wrong in ["?limit=0", "?limit=101", "?health=fine", "?colour=red", "?alert_enabled=maybe"] {
         assert_eq!(get(&panels, "*", &format!("/api/v1/panels{wrong}")).await.0, 400, "{wrong}");
     }
@@ -343,6 +346,9 @@ async fn over_http_the_rows_are_those_of_the_caller_in_the_order_of_the_query_an
     let (_, body) = get(&panels, "*", "/api/v1/panels/A/rows?tenant_id=zeta").await;
     assert_eq!((ids(&body).as_str(), &body["filters_applied"]), ("s1s3s5", &json!({"tenant_id": "zeta"})));
     assert_eq!(get(&panels, "acme", "/api/v1/panels/A/rows?tenant_id=zeta").await.0, 403);
+    // what is not read yet is not shown as if it were all
+    let partly = self::panels(&folder, tables(&rows).not_whole());
+    assert_eq!(get(&partly, "*", "/api/v1/panels/A/rows").await.0, 503);
     // an unhealthy panel is shown like any other
     let empty = self::panels(&folder, tables(&[]));
     let mut monitor = monitor(&empty);

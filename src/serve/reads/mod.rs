@@ -27,7 +27,7 @@ use self::lists::{LISTS, List, Shape};
 use super::access::{Caller, Denied};
 use super::api::denied;
 use super::http::{Views, problem};
-use super::tables::{QueryError, Scope, Tables};
+use super::tables::{NOT_WHOLE, QueryError, Scope, Tables};
 use crate::clock::{SECOND, Wall};
 
 /// How long a read waits for what a write did.
@@ -99,8 +99,7 @@ pub(super) async fn asking(views: &Views, caller: &Caller, asked: Asked, known: 
         )
     })?;
     if !tables.is_filled() {
-        let why = "the tables are still being read from the topics: what is shown would not be whole";
-        return Err(again(StatusCode::SERVICE_UNAVAILABLE, why, "1"));
+        return Err(again(StatusCode::SERVICE_UNAVAILABLE, NOT_WHOLE, "1"));
     }
     let now = (views.clock)();
     if given.get("after").is_some() {
@@ -114,7 +113,7 @@ pub(super) async fn asking(views: &Views, caller: &Caller, asked: Asked, known: 
 }
 
 /// A problem that passes.
-pub(super) fn again(status: StatusCode, why: &str, seconds: &'static str) -> Response {
+pub(in crate::serve) fn again(status: StatusCode, why: &str, seconds: &'static str) -> Response {
     let mut response = problem(status, why);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
     response

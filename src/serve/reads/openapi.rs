@@ -36,7 +36,7 @@ const AFTER: (&str, &str) = ("after", "integer");
 const HOURS: (&str, &str) = ("hours", "integer");
 
 /// The reads that are no lists.
-const READS: [Read; 15] = [
+const READS: [Read; 18] = [
     Read {
         path: "/api/v1/policies/state",
         about: "how much there is of everything, and what waits (panel ACT-O4)",
@@ -164,6 +164,31 @@ const READS: [Read; 15] = [
             ("provider", "string"),
         ],
         fields: &[("run_id", "string?"), ("verdict", "string"), ("decided_at", "string?")],
+    },
+    Read {
+        path: "/api/v1/panels",
+        about: "the panels, and how each is (V1, V3)",
+        parameters: &[
+            TENANT,
+            ("topic", "string"),
+            ("health", "string"),
+            ("alert_enabled", "boolean"),
+            ("limit", "integer"),
+            ("offset", "integer"),
+        ],
+        fields: &[("items", "array"), ("total", "integer"), ("has_more", "boolean"), ("filters_applied", "object")],
+    },
+    Read {
+        path: "/api/v1/panels/{id}",
+        about: "one panel: its SQL, its invariant, and its last check",
+        parameters: &[],
+        fields: &[("panel_id", "string"), ("question", "string"), ("health", "string"), ("sql", "string")],
+    },
+    Read {
+        path: "/api/v1/panels/{id}/rows",
+        about: "what a panel answers",
+        parameters: &[TENANT, ("limit", "integer"), ("offset", "integer")],
+        fields: &[("items", "array"), ("total", "integer"), ("has_more", "boolean"), ("filters_applied", "object")],
     },
     Read {
         path: "/api/v1/explain/{id}",

@@ -24,7 +24,7 @@ fn now() -> Wall {
 }
 
 /// What is described and served by others.
-const ELSEWHERE: [&str; 5] = ["verdict", "policy-level", "events", "explain", "/commands/"];
+const ELSEWHERE: [&str; 6] = ["verdict", "policy-level", "events", "explain", "/commands/", "/panels"];
 
 struct Site {
     tables: Tables,

@@ -16,6 +16,7 @@ use super::session::Session;
 use super::wire::{self, Reader, Writer};
 use super::{DATABASE, Sql};
 use crate::serve::access::Caller;
+use crate::serve::tables::NOT_WHOLE;
 
 /// Bytes of a message before the log-in.
 const MAX_OPENING: usize = 10_000;
@@ -123,8 +124,7 @@ async fn admit(
         },
     };
     if !sql.tables.is_filled() {
-        let why = "the tables are still being read from the topics: what is shown would not be whole";
-        return Ok(Err(("57P03", why.to_owned())));
+        return Ok(Err(("57P03", NOT_WHOLE.to_owned())));
     }
     let mut session = Session::new(sql.clone(), user.clone(), &caller);
     if let Err(error) = configure(&mut session, asked) {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
+use datafusion::arrow::array::RecordBatch;
 use datafusion::catalog::{SchemaProvider, TableProvider};
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
@@ -19,7 +20,7 @@ use datafusion::scalar::ScalarValue;
 use super::schema::{self, Table};
 use super::store::Snapshot;
 use super::views::VIEWS;
-use super::{Inner, Scope, Whole};
+use super::{Inner, Scope};
 
 /// The schema that everything is in.
 pub(super) const SCHEMA: &str = "public";
@@ -102,9 +103,9 @@ impl Scoped {
     }
 
     /// A table that is computed whole.
-    fn of_whole(&self, whole: Whole) -> Result<Arc<dyn TableProvider>> {
-        let by_tenant = whole.batch.schema().index_of("tenant_id").is_ok();
-        let memory = MemTable::try_new(whole.batch.schema(), vec![vec![whole.batch]])?;
+    fn of_whole(&self, batch: RecordBatch) -> Result<Arc<dyn TableProvider>> {
+        let by_tenant = batch.schema().index_of("tenant_id").is_ok();
+        let memory = MemTable::try_new(batch.schema(), vec![vec![batch]])?;
         let plan = LogicalPlanBuilder::scan("t", provider_as_source(Arc::new(memory)), None)?;
         let plan = match self.own(true) {
             Some(own) if by_tenant => plan.filter(own)?,

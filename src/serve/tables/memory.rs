@@ -67,8 +67,6 @@ pub(super) struct Memory {
     fresh_alive: Vec<bool>,
     places: FxHashMap<Arc<str>, Place>,
     living: usize,
-    /// Counts up with every change.
-    version: u64,
 }
 
 impl Memory {
@@ -81,18 +79,12 @@ impl Memory {
             fresh_alive: Vec::new(),
             places: FxHashMap::default(),
             living: 0,
-            version: 0,
         }
     }
 
     /// Rows that are read.
     pub(super) fn len(&self) -> usize {
         self.living
-    }
-
-    /// Counts up with every change.
-    pub(super) fn version(&self) -> u64 {
-        self.version
     }
 
     /// Bytes of the chunks.
@@ -112,7 +104,6 @@ impl Memory {
 
     /// Takes a record; `key`: of tables that keep the latest.
     pub(super) fn put(&mut self, key: Option<&str>, record: &Value) -> Result<Put, ArrowError> {
-        self.version += 1;
         let mut put = Put::Added;
         if self.table.keeps == Keeps::Latest {
             let key: Arc<str> = Arc::from(key.unwrap_or_default());
@@ -133,7 +124,6 @@ impl Memory {
 
     /// Takes a key away; false: there was none.
     pub(super) fn remove(&mut self, key: &str) -> bool {
-        self.version += 1;
         self.forget(key)
     }
 
@@ -218,14 +208,13 @@ impl Memory {
     pub(super) fn drain(&mut self) -> Result<RecordBatch, ArrowError> {
         let batches = self.read()?;
         let batch = concat_batches(&self.table.schema(), &batches)?;
-        *self = Self { version: self.version + 1, ..Self::new(self.table) };
+        *self = Self::new(self.table);
         Ok(batch)
     }
 
     /// Takes rows that were once here, each of a key of its own.
     pub(super) fn adopt(&mut self, batch: RecordBatch) -> Result<(), ArrowError> {
         self.settle()?;
-        self.version += 1;
         let rows = batch.num_rows();
         let mut keys = Vec::new();
         if self.table.keeps == Keeps::Latest {
@@ -259,7 +248,6 @@ impl Memory {
             }
             let living = oldest.alive.len() - oldest.dead;
             self.living -= living;
-            self.version += 1;
             gone += living;
         }
         gone

@@ -44,6 +44,9 @@ use crate::clock::{Micros, Wall};
 /// The folder of sealed tables in the data directory: a folder for each slot in it, and one for each table in these.
 pub const SEALED: &str = "tables";
 
+/// What whoever asks is told until the topics were read to their ends once.
+pub const NOT_WHOLE: &str = "the tables are still being read from the topics: what is shown would not be whole";
+
 /// Whose rows are seen.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Scope {
@@ -121,11 +124,6 @@ impl Default for Limits {
     fn default() -> Self {
         Self { time: Duration::from_secs(10), memory: 128 << 20, rows: 100_000, running: 2, waiting: 128 }
     }
-}
-
-/// A table that is computed whole, when somebody asks for it.
-pub struct Whole {
-    batch: RecordBatch,
 }
 
 /// Makes a table as a scope sees it.
@@ -261,11 +259,6 @@ impl Tables {
     pub fn sealed(&self) -> (usize, u64) {
         let each = self.0.stores.iter().map(|(source, _)| self.0.with(*source, |store| store.sealed()));
         each.fold((0, 0), |(files, bytes), (f, b)| (files + f, bytes + b))
-    }
-
-    /// Counts up with every change of a table of these topics.
-    pub fn version(&self, sources: &[Source]) -> u64 {
-        sources.iter().map(|source| self.0.with(*source, |store| store.version())).sum()
     }
 
     /// What contradicts what, and what depends on what.
@@ -442,7 +435,7 @@ impl Inner {
         ["conflicts", "dependencies"].into_iter().chain(more.keys().copied()).map(str::to_owned).collect()
     }
 
-    fn whole(&self, name: &str, scope: &Scope) -> Result<Option<Whole>, DataFusionError> {
+    fn whole(&self, name: &str, scope: &Scope) -> Result<Option<RecordBatch>, DataFusionError> {
         let batch = match name {
             "conflicts" => graph::conflicts_batch(&self.known())?,
             "dependencies" => graph::dependencies_batch(&self.known())?,
@@ -452,7 +445,7 @@ impl Inner {
                 make(scope)
             }
         };
-        Ok(Some(Whole { batch }))
+        Ok(Some(batch))
     }
 }
 

@@ -83,15 +83,13 @@ pub(super) struct Store {
     next: BTreeMap<i32, i64>,
     bounds: Bounds,
     pub(super) graph: Graph,
-    /// Counts up when everything changes at once.
-    version: u64,
 }
 
 impl Store {
     pub(super) fn new(source: Source, bounds: Bounds) -> Self {
         let names: Vec<&'static Table> = TABLES.iter().filter(|table| table.source == source).collect();
         let tables = names.iter().map(|table| Memory::new(table)).collect();
-        Self { source, tables, names, sealed: None, next: BTreeMap::new(), bounds, graph: Graph::default(), version: 0 }
+        Self { source, tables, names, sealed: None, next: BTreeMap::new(), bounds, graph: Graph::default() }
     }
 
     /// Takes up what is sealed in `dir`. By partition, where the topic is to be read from.
@@ -105,7 +103,6 @@ impl Store {
         }
         self.next.clone_from(&sealed.manifest().next);
         self.sealed = Some(sealed);
-        self.version += 1;
         Ok(self.next.clone())
     }
 
@@ -117,7 +114,6 @@ impl Store {
         self.tables = self.names.iter().map(|table| Memory::new(table)).collect();
         self.next.clear();
         self.graph = Graph::default();
-        self.version += 1;
         Ok(())
     }
 
@@ -126,12 +122,6 @@ impl Store {
         self.tables = self.names.iter().map(|table| Memory::new(table)).collect();
         (self.sealed, self.graph) = (None, Graph::default());
         self.next.clear();
-        self.version += 1;
-    }
-
-    /// Counts up with every change of any table.
-    pub(super) fn version(&self) -> u64 {
-        self.version + self.tables.iter().map(Memory::version).sum::<u64>()
     }
 
     /// Rows in memory, by table.

@@ -67,8 +67,8 @@ impl Issuer {
         issuer
     }
 
-    fn settings(&self) -> JwtSettings {
-        JwtSettings {
+    fn settings(&self) -> Settings {
+        Settings {
             jwks: self.dir.path().join("jwks.json"),
             issuer: "https://issuer".into(),
             audience: "runwarden".into(),
@@ -76,7 +76,7 @@ impl Issuer {
             authority_claim: "authority".into(),
             role_claim: "role".into(),
             name_claim: "sub".into(),
-            leeway: 30 * SECOND,
+            leeway: std::time::Duration::from_secs(30),
         }
     }
 
