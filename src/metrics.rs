@@ -174,6 +174,8 @@ pub struct Metrics {
     pub live_keys: IntGauge,
     /// Rows that some windows refused because their tenant has too many live keys.
     pub key_overflow_rows: IntCounter,
+    /// Rows of windows on their way to a limit that the live topic does not show, because there are too many.
+    pub live_unshown: IntCounter,
     /// Tenants that have too many live keys now, all owned partitions; set by [`Metrics::hold`].
     pub tenants_overflowed: IntGauge,
     /// Runs forgotten before their time because their tenant had too many.
@@ -339,6 +341,11 @@ impl Metrics {
                 r,
                 "runwarden_key_overflow_rows_total",
                 "Rows refused by some windows because their tenant has too many live keys",
+            )?,
+            live_unshown: counter(
+                r,
+                "runwarden_live_unshown_rows_total",
+                "Rows of windows on their way to a limit that runwarden.live does not show, because there are too many",
             )?,
             tenants_overflowed: gauge(r, "runwarden_tenants_overflowed", "Tenants that have too many live keys now")?,
             forgotten_runs: counter(

@@ -163,6 +163,7 @@ impl Metered {
             m.lessons_failed.get(kind).inc_by(failed);
         }
         m.key_overflow_rows.inc_by(step.counts.overflow_rows);
+        m.live_unshown.inc_by(step.counts.unshown);
         for (query, name) in self.names.iter().enumerate() {
             let of = |counts: &[u64]| counts.get(query).copied().unwrap_or(0);
             m.late_rows.get(name).inc_by(of(&step.counts.late));

@@ -128,6 +128,7 @@ impl Service {
             Some(tabling) => {
                 let (explainer, shell, keys) =
                     (tabling.explainer.clone(), tabling.shell.clone(), Arc::clone(&tabling.keys));
+                let simulator = tabling.simulator.clone();
                 let (source, renew) = (tabling.panels.clone(), tabling.renew);
                 let (tables, fills) = tabling::fill(tabling, news.clone(), access, &metrics)?;
                 filling = Some(fills);
@@ -136,7 +137,7 @@ impl Service {
                 let panels = Arc::new(panels.map_err(|faults| paneled::refused(&faults))?);
                 tables.add("panels", Box::new(panels.table()));
                 watching = Some(paneled::start(Arc::clone(&panels), renew, shell, keys)?);
-                views.with_tables(tables, news).with_explainer(explainer).with_panels(panels)
+                views.with_tables(tables, news).with_explainer(explainer).with_simulator(simulator).with_panels(panels)
             }
         };
         let (address, http) = serve(listener, views)?;

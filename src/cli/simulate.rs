@@ -3,6 +3,7 @@
 //! Writes one file per kind of record, even if empty, and a summary. Progress goes to standard error, the table to standard
 //! output. Bad records go to `dead-letter.jsonl` and do not change the exit code.
 
+pub(super) mod asked;
 mod compare;
 mod held;
 mod source;
@@ -15,6 +16,7 @@ use std::io::{BufWriter, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -106,12 +108,26 @@ pub(super) fn simulate(
     now: Wall,
 ) -> Result<Done, Failure> {
     let texts = load::Texts::read(&arguments.queries, policies, &arguments.prices)?;
-    let loaded = load::build(&texts, load::defaults())?;
-    let mut unmatched = load::in_force(&loaded.settings.snapshot);
-    let mut looked = Looked::default();
-    let mut settings = loaded.settings;
+    let mut settings = load::build(&texts, load::defaults())?.settings;
     settings.finals = true;
     settings.stream.all_finals = true;
+    over(settings, recorded, &policies.display().to_string(), now, &AtomicBool::new(false))
+}
+
+/// Runs the core over recorded telemetry under these settings, until somebody gives it up.
+fn over(
+    mut settings: Settings,
+    recorded: &Recorded,
+    policies: &str,
+    now: Wall,
+    given_up: &AtomicBool,
+) -> Result<Done, Failure> {
+    let heeded = || match given_up.load(Ordering::Relaxed) {
+        true => Err(Failure::Reach("it was given up".into())),
+        false => Ok(()),
+    };
+    let mut unmatched = load::in_force(&settings.snapshot);
+    let mut looked = Looked::default();
     settings.event_clock = true;
     settings.future_at = Some(now);
     let metrics = settings.metrics.iter().map(|m| m.name.clone()).collect();
@@ -119,8 +135,8 @@ pub(super) fn simulate(
     let mut simulation = Simulation::new(Arc::clone(&settings)).map_err(Failure::invalid)?;
     let limit = crate::config::Config::default().limits.record_bytes;
     let mut source = recorded.open(limit)?;
-    let from_topic = matches!(recorded, Recorded::Topic(_));
-    let bar = progress(source.progress().1, &format!("simulating {}", policies.display()));
+    let from_topic = matches!(recorded, Recorded::Topic(..));
+    let bar = progress(source.progress().1, &format!("simulating {policies}"));
     let (mut places, mut batch) = (Vec::new(), Vec::<Vec<u8>>::with_capacity(BATCH));
     let mut names: Vec<Arc<str>> = Vec::new();
     // by the number of the record: what a reader could not make a record of is refused by the decoder, for this reason
@@ -143,6 +159,7 @@ pub(super) fn simulate(
             });
         }
         if batch.len() == BATCH || (ended && !batch.is_empty()) {
+            heeded()?;
             simulation.push(batch.iter().map(Vec::as_slice)).map_err(Failure::invalid)?;
             looked.look(simulation.limits(), &mut unmatched);
             bar.set_position(source.progress().0);
@@ -161,6 +178,7 @@ pub(super) fn simulate(
             letter.message = message;
         }
     }
+    heeded()?;
     let orders = held_back(recorded, &settings, now, Orders::of(&report.decisions))?;
     Ok(Done { report, places, files: names, from_topic, metrics, unmatched, orders })
 }

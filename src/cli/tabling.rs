@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::cli::keys::Keys;
+use crate::cli::simulate::asked;
 use crate::cli::{Chain, Failure, explain, load, paneled};
 use crate::clock::Wall;
 use crate::config::{Config, Role};
@@ -24,6 +25,7 @@ use crate::serve::access::Access;
 use crate::serve::panels;
 use crate::serve::reads::events::News;
 use crate::serve::reads::explain::Explainer;
+use crate::serve::reads::simulate::Simulator;
 use crate::serve::sql::{self, Ended, Sql};
 use crate::serve::tables::schema::Source;
 use crate::serve::tables::{Bounds, Limits, Record, SEALED, Tables, Taken};
@@ -59,6 +61,8 @@ pub(super) struct Tabling {
     pub(super) renew: Duration,
     /// What explains decisions.
     pub(super) explainer: Explainer,
+    /// What says what policies would have done.
+    pub(super) simulator: Simulator,
     /// Where SQL is answered.
     sql: SocketAddr,
     /// A free port does where that one is taken.
@@ -77,9 +81,24 @@ impl Tabling {
             // two processes may share a data directory, and never a slot
             let dir = Some(config.paths.data.join(SEALED).join(slot));
             let explainer = explain::explainer(shell.clone(), load::tuning(config));
+            let simulator = asked::simulator(shell.clone(), load::tuning(config));
             let (panels, renew) = (paneled::source(config), config.alerts.external_timeout / 2);
             let (keys, sql) = (Arc::clone(keys), config.sql);
-            Self { client, topics, dir, bounds, limits, shell, keys, panels, renew, explainer, sql, any_port: false }
+            Self {
+                client,
+                topics,
+                dir,
+                bounds,
+                limits,
+                shell,
+                keys,
+                panels,
+                renew,
+                explainer,
+                simulator,
+                sql,
+                any_port: false,
+            }
         })
     }
 
@@ -87,10 +106,25 @@ impl Tabling {
     pub(super) fn passing(shell: &ShellConfig, keys: &Arc<Keys>) -> Self {
         let (client, topics) = (shell.client.clone(), shell.topics.clone());
         let explainer = explain::explainer(shell.clone(), load::defaults());
+        let simulator = asked::simulator(shell.clone(), load::defaults());
         let (bounds, limits, config) = (Bounds::default(), Limits::default(), Config::default());
         let (shell, keys, panels) = (shell.clone(), Arc::clone(keys), panels::files::Source::Shipped);
         let (renew, sql) = (config.alerts.external_timeout / 2, config.sql);
-        Self { client, topics, dir: None, bounds, limits, shell, keys, panels, renew, explainer, sql, any_port: true }
+        Self {
+            client,
+            topics,
+            dir: None,
+            bounds,
+            limits,
+            shell,
+            keys,
+            panels,
+            renew,
+            explainer,
+            simulator,
+            sql,
+            any_port: true,
+        }
     }
 
     fn listen(&self) -> Result<std::net::TcpListener, Failure> {
@@ -116,6 +150,7 @@ fn topic(topics: &Topics, source: Source) -> &str {
         Source::PolicyLevel => &topics.policy_level,
         Source::Evaluations => &topics.evaluations,
         Source::Audit => &topics.audit,
+        Source::Live => &topics.live,
     }
 }
 

@@ -27,15 +27,22 @@ const MAX_OPEN: usize = 1_000;
 /// Rows evaluated at once.
 const ROWS: usize = 1_024;
 
-/// Of agents and tasks what is known in any case: what a command about them is checked against (I3).
+/// Of agents and tasks what is known in any case: what a command about them is checked against (I3), and what the live topic says.
 const KEPT: [&[(&str, usize, DataType)]; 3] = [
     &[],
     &[
         ("capacity", col::CAPACITY, DataType::Int64),
         ("team_id", col::TEAM_ID, DataType::Utf8),
         ("health_status", col::HEALTH_STATUS, DataType::Utf8),
+        ("anomaly_score", col::ANOMALY_SCORE, DataType::Float64),
+        ("consecutive_anomalous_readings", col::CONSECUTIVE_ANOMALOUS_READINGS, DataType::Int64),
     ],
-    &[("task_status", col::TASK_STATUS, DataType::Utf8), ("priority", col::PRIORITY, DataType::Utf8)],
+    &[
+        ("task_status", col::TASK_STATUS, DataType::Utf8),
+        ("priority", col::PRIORITY, DataType::Utf8),
+        ("running_duration_seconds", col::RUNNING_DURATION_SECONDS, DataType::Float64),
+        ("timeout_seconds", col::TIMEOUT_SECONDS, DataType::Float64),
+    ],
 ];
 
 /// Project, agent, key, human and provider of a run.

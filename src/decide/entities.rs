@@ -4,10 +4,10 @@
 //! that an event leaves out keeps its value. A run is forgotten 24 hours of its tenant's event time after its last event, an agent
 //! or a task after 7 days. Of runs nothing is kept while no condition reads any; what agents and tasks say of themselves always is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +112,11 @@ pub struct Entities {
     tenants: HashMap<Box<str>, Tenant, FxBuildHasher>,
     dirty: BTreeSet<Key>,
     refused: usize,
+    /// Whether somebody takes what is fresh.
+    followed: bool,
+    /// Agents and tasks that something was said of since they were last taken, each once, in that order.
+    fresh: VecDeque<Key>,
+    is_fresh: HashSet<Key, FxBuildHasher>,
 }
 
 fn at(kind: Kind) -> usize {
@@ -168,16 +173,50 @@ impl Entities {
             state.expiry.entry(due(kind, said.time)).or_default().push((kind, said.id.into()));
         }
         if kind != Kind::Agent && before != after {
-            if let Some(open) = before.and_then(|agent| state.open.get_mut(&*agent)) {
+            if let Some(open) = before.as_ref().and_then(|agent| state.open.get_mut(&**agent)) {
                 open[at(kind)].remove(said.id);
             }
-            if let Some(agent) = after {
-                state.open.entry_ref(&*agent).or_default()[at(kind)].insert(said.id.into());
+            if let Some(agent) = &after {
+                state.open.entry_ref(&**agent).or_default()[at(kind)].insert(said.id.into());
             }
         }
+        let turned = before != after && kind == Kind::Task;
         if touched {
             self.dirty.insert((tenant.into(), kind, said.id.into()));
+            self.refresh(tenant, kind, said.id);
         }
+        for agent in before.into_iter().chain(after).filter(|_| turned) {
+            self.refresh(tenant, Kind::Agent, &agent);
+        }
+    }
+
+    fn refresh(&mut self, tenant: &str, kind: Kind, id: &str) {
+        if !self.followed || kind == Kind::Run {
+            return;
+        }
+        let key: Key = (tenant.into(), kind, id.into());
+        if self.is_fresh.insert(key.clone()) {
+            self.fresh.push_back(key);
+        }
+    }
+
+    /// Whether agents and tasks of which something new is said are remembered for [`Self::take_fresh`].
+    pub fn follow(&mut self, followed: bool) {
+        self.followed = followed;
+    }
+
+    /// Whether [`Self::take_fresh`] would give anything.
+    pub fn has_fresh(&self) -> bool {
+        !self.fresh.is_empty()
+    }
+
+    /// Agents and tasks that something was said of, those that wait longest first.
+    pub fn take_fresh(&mut self, most: usize) -> Vec<Key> {
+        let taken: Vec<Key> = self.fresh.drain(..self.fresh.len().min(most)).collect();
+        for key in &taken {
+            self.is_fresh.remove(key);
+        }
+        taken
     }
 
     /// How many new ones were not taken up since the last call, because their tenant has too many of the kind.

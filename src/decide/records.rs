@@ -5,6 +5,7 @@
 
 mod evaluation;
 mod level;
+mod live;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::evaluation::Evaluation;
 pub use self::level::{Level, LevelInputs, LevelThresholds, PolicyLevel, ResponseOutcome, ResponsePlan};
+pub use self::live::{Live, LiveAgent, LiveTask, LiveWindow};
 use crate::clock::Micros;
 use crate::decide::id::time;
 use crate::decide::lessons::Lesson;

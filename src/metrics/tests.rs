@@ -29,6 +29,7 @@ fn every_known_series_stands_at_zero_before_anything_happens() {
         "runwarden_transactions_total{outcome=\"resent\"}",
         "runwarden_replay_mismatches_total",
         "runwarden_key_overflow_rows_total",
+        "runwarden_live_unshown_rows_total",
         "runwarden_tenants_overflowed",
         "runwarden_role_enabled{role=\"core\"}",
         "runwarden_event_to_commit_seconds_count",

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::clock::Micros;
 use crate::decide::blindness::Sight;
 use crate::decide::breaker::{Governed, Lately};
 use crate::decide::correlation::Open;
@@ -48,6 +49,8 @@ pub(super) const DEBOUNCE: u8 = b'B';
 /// Runs that were stopped.
 pub(super) const STOPPED: u8 = b'Z';
 pub(super) const LEVELS: u8 = b'L';
+/// Windows that the live topic shows.
+pub(super) const LIVE: u8 = b'F';
 pub(super) const ENTITIES: u8 = b'E';
 pub(super) const RUNS: u8 = b'R';
 pub(super) const CLOCKS: u8 = b'T';
@@ -193,6 +196,10 @@ impl Partition {
             ];
             out.put(key(LEVELS, &parts.map(String::as_str)), ups.map(|u| (&line, u)).as_ref());
         }
+        for (name, window) in self.live.take_changes(&self.plans) {
+            let parts = name.each_ref().map(String::as_str);
+            out.put(key(LIVE, &parts), window.map(|window| (&name, window)).as_ref());
+        }
         for ((tenant, run), state) in self.runs.take_changes() {
             out.put(key(RUNS, &[&tenant, &run]), state.map(|s| (&tenant, &run, s)).as_ref());
         }
@@ -252,6 +259,7 @@ impl Partition {
         self.activity.mark_all_dirty();
         self.notes.mark_all_dirty();
         self.levels.mark_all_dirty();
+        self.live.mark_all_dirty();
         self.standing.entities.mark_all_dirty();
         self.runs.mark_all_dirty();
         self.clocks.mark_all_dirty();
@@ -315,6 +323,11 @@ impl Partition {
             LEVELS => {
                 let (line, ups): (Line, Vec<Up>) = from_json(value)?;
                 self.levels.restore(line, ups);
+                Ok(())
+            }
+            LIVE => {
+                let (name, window): ([String; 3], (Micros, Micros)) = from_json(value)?;
+                self.live.restore(name, window, &self.plans);
                 Ok(())
             }
             RUNS => {

@@ -53,6 +53,11 @@ impl Partition {
             out.bytes += record.key.len() + record.payload.as_ref().map_or(0, Vec::len);
         }
         out.digest = digest.finish();
+        for live in &step.live {
+            let record = encode::live(live, step.now, source);
+            out.bytes += record.key.len() + record.payload.as_ref().map_or(0, Vec::len);
+            out.records.push(record);
+        }
         // a key may change, what is decided does not: the digest is over commands without their signatures
         let keys = &self.settings.tuning.keys;
         out.records.retain_mut(|record| {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::clock::Wall;
 use crate::decide::id::{part, rfc3339};
-use crate::decide::records::Decision;
+use crate::decide::records::{Decision, Live};
 use crate::kafka::core::{CoreError, OutRecord, Topic};
 use crate::telemetry::DeadLetter;
 
@@ -103,6 +103,17 @@ pub fn record(decision: &Decision, now: Wall, source: &str) -> Result<OutRecord,
             event(Topic::Evaluations, &e.tenant_id, source, &head, &**e)
         }
     }
+}
+
+/// What is live as a record: a tombstone takes it off.
+pub fn live(live: &Live, now: Wall, source: &str) -> OutRecord {
+    let key = live.key();
+    let happened = if live.record.is_some() { "changed" } else { "gone" };
+    let kind = format!("runwarden.live.{}.{happened}", live.kind);
+    let subject = live.id.last().map(String::as_str).unwrap_or_default();
+    let headers = Head { id: format!("{key}/{}", now.0), kind, time: now.0, subject }.headers(source);
+    let payload = live.record.clone().map(String::into_bytes);
+    OutRecord { topic: Topic::Live, partition: None, key: key.into_bytes(), payload, headers }
 }
 
 /// Key under which the policy-level topic keeps the latest response: no tenant has it, since theirs are percent-encoded.

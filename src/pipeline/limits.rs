@@ -41,6 +41,8 @@ pub struct Set {
     pub limits: Vec<Arc<EffectiveLimit>>,
     /// Per metric (by index): the lowest NEAR line, in units of 1e-9, and how many limits it has.
     pub floors: Vec<Option<(i128, usize)>>,
+    /// Per metric: half of the lowest limit, in units of 1e-9. Of lines the lowest NEAR line.
+    pub halves: Vec<Option<i128>>,
     /// FAIL_CLOSED could not order these.
     pub ambiguous: Vec<Ambiguity>,
     /// It has floors only: those of every limit that may hold at some time.
@@ -310,7 +312,8 @@ impl LimitSets {
             .copied()
             .find(|number| self.sets.get(*number as usize).is_some_and(|s| s.lines && s.floors == floors));
         let number = same.unwrap_or_else(|| {
-            self.sets.push(Arc::new(Set { limits: Vec::new(), floors, ambiguous: Vec::new(), lines: true }));
+            let halves = floors.iter().map(|floor| floor.map(|(low, _)| low)).collect();
+            self.sets.push(Arc::new(Set { limits: Vec::new(), floors, halves, ambiguous: Vec::new(), lines: true }));
             let number = u32::try_from(self.sets.len() - 1).unwrap_or(u32::MAX);
             alike.push(number);
             number
@@ -378,13 +381,18 @@ impl LimitSets {
         });
         let number = same.unwrap_or_else(|| {
             let mut floors = vec![None; self.metrics.len()];
+            let mut halves: Vec<Option<i128>> = vec![None; self.metrics.len()];
             for limit in &limits {
                 let Some(&metric) = self.by_name.get(&*limit.metric) else { continue };
                 let Some(floor) = floors.get_mut(metric) else { continue };
                 let (low, count) = floor.unwrap_or((i128::MAX, 0));
                 *floor = Some((low.min(limit.floor().0), count + 1));
+                if let Some(half) = halves.get_mut(metric) {
+                    let own = limit.max.0 / 2;
+                    *half = Some(half.map_or(own, |low| low.min(own)));
+                }
             }
-            self.sets.push(Arc::new(Set { limits, floors, ambiguous: set.ambiguous, lines: false }));
+            self.sets.push(Arc::new(Set { limits, floors, halves, ambiguous: set.ambiguous, lines: false }));
             self.lookup = None;
             let number = u32::try_from(self.sets.len() - 1).unwrap_or(u32::MAX);
             alike.push(number);

@@ -20,6 +20,7 @@ pub mod intake;
 pub mod judge;
 mod leveling;
 pub mod limits;
+mod live;
 pub mod overflow;
 pub mod partition;
 mod rollups;

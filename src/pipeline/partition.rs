@@ -24,7 +24,7 @@ use crate::decide::lessons::Lessons;
 use crate::decide::level;
 use crate::decide::levels::Levels;
 use crate::decide::overall::Overall;
-use crate::decide::records::Decision;
+use crate::decide::records::{Decision, Live};
 use crate::decide::respond::Responses;
 use crate::decide::sql::Prepared;
 use crate::kafka::core::{CoreError, Input, InputBatch, OutRecord, StepInput};
@@ -36,6 +36,7 @@ use crate::pipeline::entries::Entries;
 use crate::pipeline::intake::{InputNames, Own};
 use crate::pipeline::judge::{self, MetricPlan};
 use crate::pipeline::limits::{LimitSets, MetricInfo};
+use crate::pipeline::live::LiveWindows;
 use crate::pipeline::rollups::Rollups;
 use crate::pipeline::runs::RunTable;
 use crate::pipeline::terms::Tuning;
@@ -120,6 +121,8 @@ pub struct Step {
     pub decisions: Vec<Decision>,
     /// What could not be processed.
     pub dead: Vec<DeadLetter>,
+    /// What is live now, as far as it has changed: a view, outside the digest.
+    pub live: Vec<Live>,
     /// Records for the repartition topic.
     pub rekeyed: Vec<OutRecord>,
     /// The snapshot of [`Settings`] adopted by this step; one that was followed is on the topic already.
@@ -151,6 +154,8 @@ pub struct Counts {
     pub uncovered: u64,
     /// Lessons that could not be recorded, by type.
     pub lessons_failed: [u64; 3],
+    /// Rows of windows on their way to a limit that are not shown, because there are too many.
+    pub unshown: u64,
     /// Rows some windows refused because their tenant has too many live keys.
     pub overflow_rows: u64,
 }
@@ -207,8 +212,9 @@ pub struct Partition {
     pub(super) checkpoint_due: bool,
     /// Keys that ended before other settings came in force: the checkpoint topic may hold them still.
     pub(super) gone: Vec<Vec<u8>>,
+    pub(super) live: LiveWindows,
     decoder: Decoder,
-    thresholds: Prepared,
+    pub(super) thresholds: Prepared,
 }
 
 /// Small state of the partition as a whole.
@@ -278,6 +284,9 @@ impl Partition {
             .map_err(|e| core_error("cannot prepare the policy level")(&e))?;
         let key_sets = (0..plans.len()).map(|q| engine.key_set(q)).collect();
         let snapshot = Arc::clone(&settings.snapshot);
+        let mut standing = Standing::new(&snapshot, plans.iter().map(|p| p.name.clone()));
+        // nobody looks at a replay of files
+        standing.entities.follow(!settings.event_clock);
         Ok(Self {
             own,
             engine,
@@ -292,7 +301,7 @@ impl Partition {
             notes: NotesOfRuns::default(),
             sights: Sights::new(settings.blindness),
             rollups: Rollups::default(),
-            standing: Standing::new(&snapshot, plans.iter().map(|p| p.name.clone())),
+            standing,
             tenant_levels,
             overall: Overall::default(),
             responses: Responses::default(),
@@ -310,6 +319,7 @@ impl Partition {
             writer: Writer::default(),
             checkpoint_due: false,
             gone: Vec::new(),
+            live: LiveWindows::default(),
             decoder: Decoder::new(Arc::clone(&settings.decoder)),
             thresholds,
             plans,
@@ -385,6 +395,10 @@ impl Partition {
             .step(entries.into_all(), &mut view, clock_of, input.finish)
             .map_err(|e| core_error("cannot correlate alerts")(&e))?;
         step.decisions.extend(alerts.into_iter().map(|a| Decision::Alert(Box::new(a))));
+        step.counts.unshown = self.live.take_unshown();
+        if !input.replaying && !self.settings.event_clock {
+            self.show(&mut step)?;
+        }
         step.now = Wall(self.meta.now);
         Ok(step)
     }
@@ -424,9 +438,10 @@ impl Partition {
         let due = due.filter(|_| !self.settings.event_clock);
         let level = self.next_ageing().filter(|_| !self.settings.event_clock);
         let terms = self.writer.next_end().filter(|_| !self.settings.event_clock);
+        let round = self.next_round().filter(|_| !self.settings.event_clock);
         // another snapshot waits for a step
         let adopt = self.adopt_revision.map(|_| self.meta.now);
-        tick.into_iter().chain(terms).chain(level).chain(mute).chain(due).chain(adopt).min().map(Wall)
+        tick.into_iter().chain(terms).chain(level).chain(mute).chain(due).chain(round).chain(adopt).min().map(Wall)
     }
 
     /// A command that is none goes where what cannot be decoded goes.

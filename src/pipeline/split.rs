@@ -10,7 +10,7 @@ use crate::decide::id::first_part;
 use crate::kafka::core::{CoreError, StateChange};
 use crate::pipeline::checkpoint::{
     ACTIVITY, ALERTS, ANSWERS, BREAKERS, CLOCKS, Changes, DEBOUNCE, DEDUP, ENTITIES, INTERVENTIONS, LESSONS, LEVELS,
-    MEMBERS, META, NOTES, OVERALL, REGISTER, ROLLUPS, RUNS, SIGHTS, SILENCES, SNAPSHOTS, STOPPED, TENANT_LEVELS,
+    LIVE, MEMBERS, META, NOTES, OVERALL, REGISTER, ROLLUPS, RUNS, SIGHTS, SILENCES, SNAPSHOTS, STOPPED, TENANT_LEVELS,
     WINDOWS, from_json, raw_key, refuse,
 };
 use crate::pipeline::intake;
@@ -30,7 +30,7 @@ fn owner(key: &[u8]) -> Result<Owner, CoreError> {
     let Some((&tag, rest)) = key.split_first() else { return Err(refuse("an empty key")) };
     let tenant = match tag {
         DEDUP => dedup::tenant_of(rest).ok().map(Into::into),
-        ALERTS | ANSWERS | INTERVENTIONS | LEVELS | ENTITIES | RUNS | CLOCKS | STOPPED | LESSONS | DEBOUNCE
+        ALERTS | ANSWERS | INTERVENTIONS | LEVELS | LIVE | ENTITIES | RUNS | CLOCKS | STOPPED | LESSONS | DEBOUNCE
         | BREAKERS | ACTIVITY | NOTES | TENANT_LEVELS | SIGHTS | ROLLUPS => first_part(rest),
         SNAPSHOTS | SILENCES | META => return Ok(Owner::Everyone),
         // the one writer is the owner of `*`

@@ -9,8 +9,9 @@ use hashbrown::HashSet;
 use crate::decide::levels::{Levels, Shape};
 use crate::pipeline::judge::{self, MetricPlan};
 use crate::pipeline::limits::LimitSets;
+use crate::pipeline::live::LiveWindows;
 use crate::pipeline::runs::{RunKey, RunRef, RunTable};
-use crate::policy::Scope;
+use crate::policy::{Amount, Scope};
 use crate::stream::{QueryRows, Watch};
 
 /// Limit set per (key set, group id), as long as nothing about it changes.
@@ -76,6 +77,8 @@ pub struct Watcher<'a> {
     pub groups: &'a mut GroupCache,
     /// Runs whose terms changed in this batch: always traced, because each row is judged under its own terms.
     pub changed: &'a HashSet<RunKey>,
+    /// Who notes windows that are on their way to a limit.
+    pub live: Option<&'a mut LiveWindows>,
 }
 
 impl Watch for Watcher<'_> {
@@ -98,7 +101,18 @@ impl Watcher<'_> {
         let scopes = judge::texts(&rows.rows, plan.scope.field());
         for row in 0..rows.rows.num_rows() {
             let Some(number) = self.find(rows, row, plan, [tenants, scopes]) else { continue };
-            let Some(floor) = self.limits.get(number).and_then(|s| s.floors.get(rows.query).copied().flatten()) else {
+            let set = self.limits.get(number);
+            let half = set.and_then(|s| s.halves.get(rows.query).copied().flatten());
+            let floor = set.and_then(|s| s.floors.get(rows.query).copied().flatten());
+            if let (Some(live), Some(half)) = (self.live.as_deref_mut(), half)
+                && values.is_valid(row)
+                && values.value(row) >= half
+                && let (Some(tenant), Some(id)) = (judge::text(tenants, row), judge::text(scopes, row))
+            {
+                let window = rows.window.get(row).copied().unwrap_or_default();
+                live.note(rows.query, tenant, id, window, Amount(values.value(row)));
+            }
+            let Some(floor) = floor else {
                 if !self.changed.is_empty()
                     && self.is_changed(plan, judge::text(tenants, row), judge::text(scopes, row))
                 {

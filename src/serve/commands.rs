@@ -59,7 +59,7 @@ pub fn routes() -> Router<Views> {
 /// Most bytes of the body of a request with this method and path; what is no write has none to speak of.
 pub fn most_bytes(method: &Method, path: &str) -> usize {
     let long = match *method {
-        Method::POST => matches!(path, "/api/v1/policies" | "/api/v1/policy-proposals"),
+        Method::POST => matches!(path, "/api/v1/policies" | "/api/v1/policies/simulate" | "/api/v1/policy-proposals"),
         Method::PUT => path.starts_with("/api/v1/policies/"),
         _ => false,
     };

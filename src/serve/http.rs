@@ -37,7 +37,7 @@ use super::health::Health;
 use super::levels::Levels;
 use super::panels::{self, Panels};
 use super::reads::events::News;
-use super::reads::{self, explain::Explainer};
+use super::reads::{self, explain::Explainer, simulate::Simulator};
 use super::tables::Tables;
 use super::verdicts::Verdicts;
 
@@ -73,6 +73,8 @@ pub struct Views {
     pub(super) news: News,
     /// Explains decisions; `None`: nothing is explained.
     pub(super) explainer: Option<Explainer>,
+    /// Says what policies would have done; `None`: nothing is simulated.
+    pub(super) simulator: Option<Simulator>,
     /// Takes what is written; `None`: nothing is.
     pub(super) commander: Option<Arc<Commander>>,
     /// `None`: no role here watches them.
@@ -100,6 +102,7 @@ impl Views {
             tables,
             news,
             explainer,
+            simulator: None,
             commander,
             panels: None,
             streams,
@@ -130,6 +133,12 @@ impl Views {
     #[must_use]
     pub fn with_explainer(self, explainer: Explainer) -> Self {
         Self { explainer: Some(explainer), ..self }
+    }
+
+    /// It is said what policies would have done.
+    #[must_use]
+    pub fn with_simulator(self, simulator: Simulator) -> Self {
+        Self { simulator: Some(simulator), ..self }
     }
 
     /// Shows these panels below `/api/v1`.

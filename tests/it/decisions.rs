@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use crate::support::{load_settings, texts};
 
 /// 2026-01-05T00:00:00Z, a Monday.
-const DAY: i64 = 1_767_571_200;
+pub(crate) const DAY: i64 = 1_767_571_200;
 
 /// One partition and its steps, whose times are seconds after [`DAY`].
-struct Desk {
-    core: Partition,
+pub(crate) struct Desk {
+    pub(crate) core: Partition,
     number: u64,
     offset: i64,
     /// Whether its steps stand at the end of the input, so that time spent there makes tenants idle.
@@ -23,11 +23,11 @@ struct Desk {
 }
 
 impl Desk {
-    fn new(policies: &str) -> Self {
+    pub(crate) fn new(policies: &str) -> Self {
         Self::over(settings(policies))
     }
 
-    fn over(settings: Settings) -> Self {
+    pub(crate) fn over(settings: Settings) -> Self {
         let core = Partition::new(Arc::new(settings), Own { partition: 0, partitions: 1 }).unwrap();
         Self { core, number: 0, offset: 0, at_end: false }
     }
@@ -56,7 +56,7 @@ impl Desk {
         self.core.step(&input).unwrap().records.into_iter().map(Said).collect()
     }
 
-    fn telemetry(&mut self, now: i64, events: &[Value]) -> Vec<Said> {
+    pub(crate) fn telemetry(&mut self, now: i64, events: &[Value]) -> Vec<Said> {
         self.step(now, Input::Telemetry, "acme", events)
     }
 
@@ -72,16 +72,16 @@ impl Desk {
     }
 }
 
-fn settings(policies: &str) -> Settings {
+pub(crate) fn settings(policies: &str) -> Settings {
     let mut settings = load_settings(&texts(&[("p.yaml", policies)]));
     settings.future_at = Some(Wall(i64::MAX));
     settings
 }
 
-struct Said(OutRecord);
+pub(crate) struct Said(pub(crate) OutRecord);
 
 impl Said {
-    fn value(&self) -> Value {
+    pub(crate) fn value(&self) -> Value {
         serde_json::from_slice(self.0.payload.as_deref().unwrap()).unwrap()
     }
 
@@ -102,13 +102,13 @@ fn signals(said: &[Said]) -> Vec<String> {
 }
 
 /// An event of tenant acme at `at` seconds after [`DAY`].
-fn event(at: i64, kind: &str, fields: Value) -> Value {
+pub(crate) fn event(at: i64, kind: &str, fields: Value) -> Value {
     let mut event = json!({"event_time": (DAY + at) * 1000, "event_type": kind, "tenant_id": "acme"});
     event.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     event
 }
 
-fn step_of(at: i64, run: &str, tokens: i64) -> Value {
+pub(crate) fn step_of(at: i64, run: &str, tokens: i64) -> Value {
     event(at, "run.step", json!({"run_id": run, "input_tokens": tokens}))
 }
 

@@ -27,6 +27,7 @@ mod lessons;
 mod level;
 mod level_files;
 mod level_live;
+mod live_topic;
 mod manual;
 mod observability;
 mod policy_tests;

@@ -1,5 +1,6 @@
 //! Where the telemetry of a simulation comes from: files, or what a topic holds. Both can be read again.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,7 +15,8 @@ use crate::telemetry::files::{FileRecord, Files, Payload, event_time};
 /// Recorded telemetry.
 pub(in crate::cli) enum Recorded {
     Files(Vec<PathBuf>),
-    Topic(History),
+    /// Of one tenant, or of all.
+    Topic(History, Option<String>),
 }
 
 impl Recorded {
@@ -26,14 +28,16 @@ impl Recorded {
         let config = load::config(arguments.config.path())?;
         let client: ClientSettings = load::shell(&config).client;
         let since = arguments.since.map(|since| since.0);
-        History::find(&client, &config.topics.telemetry, since).map(Self::Topic).map_err(Failure::reach)
+        History::find(&client, &config.topics.telemetry, since)
+            .map(|history| Self::Topic(history, None))
+            .map_err(Failure::reach)
     }
 
     /// For messages.
     pub(in crate::cli) fn name(&self) -> String {
         match self {
             Self::Files(paths) => paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
-            Self::Topic(history) => format!("topic {}", history.topic()),
+            Self::Topic(history, _) => format!("topic {}", history.topic()),
         }
     }
 
@@ -44,11 +48,12 @@ impl Recorded {
                 let files = Files::open(paths, Input::Telemetry as u8, record_bytes).map_err(Failure::unreadable)?;
                 Source::Files(files)
             }
-            Self::Topic(history) => Source::Topic {
+            Self::Topic(history, tenant) => Source::Topic {
                 records: history.read(event_time).map_err(Failure::reach)?,
                 span: history.span(),
                 last: None,
                 topic: history.topic().into(),
+                tenant: tenant.as_deref().map(Into::into),
             },
         })
     }
@@ -57,7 +62,7 @@ impl Recorded {
 /// Recorded telemetry being read.
 pub(super) enum Source {
     Files(Files),
-    Topic { records: Records, span: u64, last: Option<OwnedRecord>, topic: Arc<str> },
+    Topic { records: Records, span: u64, last: Option<OwnedRecord>, topic: Arc<str>, tenant: Option<Box<str>> },
 }
 
 impl Source {
@@ -73,8 +78,14 @@ impl Source {
     pub(super) fn next(&mut self) -> Result<Option<FileRecord<'_>>, Failure> {
         match self {
             Self::Files(files) => files.next().map_err(Failure::unreadable),
-            Self::Topic { records, last, topic, .. } => {
-                *last = records.next().map_err(Failure::reach)?;
+            Self::Topic { records, last, topic, tenant, .. } => {
+                loop {
+                    *last = records.next().map_err(Failure::reach)?;
+                    let (Some(tenant), Some(record)) = (&tenant, &last) else { break };
+                    if record.payload.as_deref().is_some_and(|payload| is_of(payload, tenant)) {
+                        break;
+                    }
+                }
                 Ok(last.as_ref().map(|record| FileRecord {
                     origin: Origin {
                         input: Input::Telemetry as u8,
@@ -90,4 +101,14 @@ impl Source {
             }
         }
     }
+}
+
+/// Whether an event is a tenant's. What cannot be read is nobody's.
+fn is_of(payload: &[u8], tenant: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Glance<'a> {
+        #[serde(borrow)]
+        tenant_id: Cow<'a, str>,
+    }
+    serde_json::from_slice::<Glance<'_>>(payload).is_ok_and(|glance| glance.tenant_id == tenant)
 }

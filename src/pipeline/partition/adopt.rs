@@ -116,6 +116,7 @@ impl Partition {
             self.say(change, None, &around, step, entries);
         }
         self.adopt_conditions(&snapshot, now, step, entries);
+        self.live.look_again();
         self.checkpoint_due = true;
         step.adopted = followed.is_none().then_some(snapshot);
     }

@@ -55,6 +55,9 @@ impl Partition {
             let whole = |tenant: &str, start, at| self.engine.whole(&output, empty.query, tenant, start, at);
             judge::empty_items(empty, empty.query, &self.plans[empty.query], whole, &mut items);
         }
+        for item in items.iter().filter(|item| item.closed) {
+            self.live.close(item.metric, &self.plans[item.metric], &item.tenant, &item.scope_id, item.window.1);
+        }
         for (key_set, group) in &output.freed {
             self.groups.free(*key_set, *group);
         }
@@ -106,7 +109,7 @@ impl Partition {
         Ok(())
     }
 
-    fn limit_set(&mut self, item: &Item, around: &Around) -> u32 {
+    pub(in crate::pipeline) fn limit_set(&mut self, item: &Item, around: &Around) -> u32 {
         let scope = self.plans[item.metric].scope;
         let timed = self.limits.timed();
         let row = if item.closed { None } else { around.time(item) };

@@ -57,6 +57,7 @@ impl Partition {
             Happening { row, tenant, run, time: 0, what: What::Turned(Box::new(turn)) }
         }));
         around.happenings.make_contiguous().sort_by_key(|happening| happening.row);
+        self.live.begin();
         let mut watcher = Watcher {
             plans: &self.plans,
             limits: &mut self.limits,
@@ -65,6 +66,7 @@ impl Partition {
             levels: &self.levels,
             groups: &mut self.groups,
             changed: &around.changed,
+            live: (!self.settings.event_clock).then_some(&mut self.live),
         };
         let output = self
             .engine

@@ -129,7 +129,7 @@ const TYPES: &[&str] = &[
 const SYNTHETIC: Filter = filter("include_synthetic", How::Synthetic).of("is_synthetic");
 
 /// Every list.
-pub static LISTS: [List; 18] = [
+pub static LISTS: [List; 21] = [
     List {
         paths: &["/api/v1/policies"],
         from: "policies",
@@ -389,6 +389,52 @@ pub static LISTS: [List; 18] = [
         filters: &[word("kind", &["NEAR", "BREACH"]), text("metric"), text("run_id"), SYNTHETIC],
         id: "",
         about: "limits that are at NEAR or BREACH now, the fullest first, with the minutes that are left (X6)",
+    },
+    List {
+        paths: &["/api/v1/live-windows"],
+        from: "live_windows",
+        shape: Shape::Record("live_windows"),
+        only: "",
+        order: "utilization DESC, minutes_to_limit, metric, scope_id",
+        limit: 20,
+        filters: &[
+            word("level", &["NEAR", "BREACH"]),
+            text("metric"),
+            word("scope_kind", &["RUN", "AGENT", "API_KEY", "HUMAN_ACTOR", "TASK", "PROJECT", "PROVIDER", "TENANT"]),
+            text("scope_id"),
+            text("run_id"),
+            text("policy_id"),
+        ],
+        id: "",
+        about: "windows that have reached half of a limit, the fullest first, with the minutes that are left (X6)",
+    },
+    List {
+        paths: &["/api/v1/agents"],
+        from: "agents",
+        shape: Shape::Record("agents"),
+        only: "",
+        order: "last_seen DESC, agent_id",
+        limit: 50,
+        filters: &[word("health_status", &["healthy", "degraded", "failed", "unknown"]), text("team_id")],
+        id: "agent_id",
+        about: "agents as they last said they were, within a day",
+    },
+    List {
+        paths: &["/api/v1/tasks"],
+        from: "tasks",
+        shape: Shape::Record("tasks"),
+        only: "",
+        order: "last_seen DESC, task_id",
+        limit: 50,
+        filters: &[
+            word("task_status", &["pending", "running", "completed", "failed", "cancelled"]),
+            word("priority", &["CRITICAL", "HIGH", "MEDIUM", "LOW"]),
+            text("agent_id"),
+            text("run_id"),
+            filter("open", How::Flag),
+        ],
+        id: "task_id",
+        about: "tasks as they were last said to be, within a day",
     },
     List {
         paths: &["/api/v1/runs"],

@@ -9,6 +9,7 @@ pub mod explain;
 mod facade;
 pub mod lists;
 pub mod openapi;
+pub mod simulate;
 
 use std::time::Duration;
 
@@ -62,6 +63,7 @@ pub(super) fn routes() -> Router<Views> {
         .merge(openapi::routes())
         .merge(events::routes())
         .merge(explain::routes())
+        .merge(simulate::routes())
         .route("/policy-layer/{*rest}", get(elsewhere))
 }
 

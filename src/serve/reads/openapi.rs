@@ -412,6 +412,42 @@ fn write(route: &WriteRoute) -> Value {
     })
 }
 
+/// What is asked of the simulation: a read with a body.
+fn simulated() -> Value {
+    let files =
+        json!({"type": "object", "additionalProperties": {"type": "string"}, "description": "texts by file name"});
+    let schema = json!({"type": "object", "required": ["policies"], "additionalProperties": false, "properties": {
+        "policies": {"oneOf": [{"type": "string", "description": "the text of a policy file"}, files]},
+        "hours": {"type": "integer", "minimum": 1, "maximum": 168, "default": 1, "description": "how far it looks back"},
+        "tenant_id": {"type": "string", "description": "whose events"},
+    }});
+    let fields = ["policies", "in_force", "diff"].map(|name| (name.to_owned(), json!({"type": "object"})));
+    let mut properties: Map<String, Value> = fields.into_iter().collect();
+    for (name, kind) in
+        [("since", "string"), ("until", "string"), ("tenant_id", "string?"), ("snapshot_in_force", "string")]
+    {
+        properties.insert(name.to_owned(), typed(kind));
+    }
+    properties
+        .insert("shortened".to_owned(), json!({"type": "boolean", "description": "lists were cut to 100 entries"}));
+    let mut responses = problems(&REFUSALS);
+    responses.extend(problems(&[
+        ("413", "the body is too large"),
+        ("415", "the body is of another type"),
+        ("422", "the set is refused: `errors` says why; or it is too much"),
+    ]));
+    let content = json!({"application/json": {"schema": object(properties)}});
+    responses.insert("200".to_owned(), json!({"description": "both, and how they differ", "content": content}));
+    let example = json!({"policies": "id: run\nname: Run\nenforcement_mode: BLOCK\nlimits:\n  - {id: tokens, limit_type: TOKENS_PER_RUN, metric: run_tokens, max: 50000}\n", "hours": 1});
+    json!({
+        "summary": "what a set of policies would have done, beside what is in force (P12)",
+        "description": "Role operate; nothing is written.",
+        "operationId": "post_api_v1_policies_simulate",
+        "requestBody": {"required": true, "content": {"application/json": {"schema": schema, "example": example}}},
+        "responses": responses,
+    })
+}
+
 fn identifier(path: &str) -> String {
     let name = path.trim_start_matches('/').replace(['/', '-', '{', '}'], "_");
     format!("get_{}", name.trim_end_matches('_'))
@@ -481,6 +517,7 @@ async fn made(tables: Option<&Tables>) -> Value {
         let parameters = id.into_iter().chain(parameters).collect();
         paths.insert(read.path.to_owned(), operation(read.about, &identifier(read.path), parameters, schema, media));
     }
+    paths.insert(super::simulate::PATH.to_owned(), json!({"post": simulated()}));
     for route in routes_table() {
         let entry = paths.entry(route.path.to_owned()).or_insert_with(|| json!({}));
         entry[route.method.to_lowercase()] = write(route);

@@ -76,7 +76,8 @@ impl Site {
 
     async fn ids(&self, path: &str, id: &str) -> Vec<String> {
         let body = self.everyone(path).await;
-        body["items"].as_array().unwrap().iter().map(|item| item[id].as_str().unwrap().to_owned()).collect()
+        let of = |item: &Value| id.split('.').fold(item, |value, name| &value[name]).as_str().unwrap().to_owned();
+        body["items"].as_array().unwrap().iter().map(of).collect()
     }
 }
 
@@ -229,6 +230,29 @@ fn filled() -> Site {
             "blocks": 2, "allows": 8, "by_action": by_action, "uncovered": 1, "time_spent_us": 5_000}),
         );
     }
+    let at = rfc3339(NOW - SECOND);
+    for (metric, id, utilization, level) in [
+        ("run_tokens", "r-9", 0.55, None),
+        ("run_tokens", "r-1", 0.9, Some("NEAR")),
+        ("agent_cost_1d", "planner", 1.1, Some("BREACH")),
+    ] {
+        let (kind, run) = if metric == "run_tokens" { ("RUN", Some(id)) } else { ("AGENT", None) };
+        let record = json!({"metric": metric, "tenant_id": "acme", "scope": {"kind": kind, "id": id}, "run_id": run, "value": 9,
+            "limit": 10, "utilization": utilization, "level": level, "policy_id": "p-1", "minutes_to_limit": 3.5, "updated_at": at});
+        site.put(Source::Live, &format!("acme/window/{metric}/{id}"), &record);
+    }
+    // a day old: it is not live
+    let old = json!({"metric": "run_tokens", "tenant_id": "acme", "scope": {"kind": "RUN", "id": "old"}, "utilization": 1, "updated_at": rfc3339(NOW - 25 * HOUR)});
+    site.put(Source::Live, "acme/window/run_tokens/old", &old);
+    for (id, health, team) in [("g-1", "healthy", "red"), ("g-2", "failed", "blue")] {
+        let record = json!({"agent_id": id, "tenant_id": "acme", "team_id": team, "health_status": health, "open_tasks": 1, "last_seen": at, "updated_at": at});
+        site.put(Source::Live, &format!("acme/agent/{id}"), &record);
+    }
+    for (id, status, open) in [("t-1", "running", true), ("t-2", "completed", false)] {
+        let record = json!({"task_id": id, "tenant_id": "acme", "run_id": "r-1", "agent_id": "g-1", "task_status": status, "priority": "HIGH",
+            "open": open, "last_seen": at, "updated_at": at});
+        site.put(Source::Live, &format!("acme/task/{id}"), &record);
+    }
     site
 }
 
@@ -281,6 +305,17 @@ async fn every_filter_of_every_list_lets_through_what_it_names_and_nothing_else(
         ("/api/v1/silences?status=ACTIVE", "silence_id", &["m-1"]),
         ("/api/v1/signals?kind=RESOLVED", "signal_id", &["s-3"]),
         ("/api/v1/limits-up", "signal_id", &["s-1", "s-6", "s-5", "s-2"]),
+        ("/api/v1/live-windows", "scope.id", &["planner", "r-1", "r-9"]),
+        ("/api/v1/live-windows?level=near", "scope.id", &["r-1"]),
+        ("/api/v1/live-windows?scope_kind=AGENT&metric=agent_cost_1d", "scope.id", &["planner"]),
+        ("/api/v1/live-windows?run_id=r-9&policy_id=p-1", "scope.id", &["r-9"]),
+        ("/api/v1/live-windows?scope_id=r-1", "scope.id", &["r-1"]),
+        ("/api/v1/agents", "agent_id", &["g-1", "g-2"]),
+        ("/api/v1/agents?health_status=FAILED", "agent_id", &["g-2"]),
+        ("/api/v1/agents?team_id=red", "agent_id", &["g-1"]),
+        ("/api/v1/tasks?open=true", "task_id", &["t-1"]),
+        ("/api/v1/tasks?task_status=completed&priority=high", "task_id", &["t-2"]),
+        ("/api/v1/tasks?agent_id=g-1&run_id=r-1", "task_id", &["t-1", "t-2"]),
         ("/api/v1/runs?agent_id=planner&status=failed", "run_id", &["r-1"]),
         ("/api/v1/audit?refused=true", "audit_id", &["x-1"]),
         ("/api/v1/audit?refused=false", "audit_id", &[]),
@@ -321,7 +356,9 @@ async fn on_every_route_nobody_sees_what_is_another_s() {
     let served: Vec<&String> = paths.iter().filter(here).collect();
     assert!(served.len() > 30);
     for path in served {
-        for id in ["p-1", "p-2", "l-2", "d-1", "e-1", "a-1", "i-1", "i-2", "m-1", "s-1", "r-1", "x-1", "o-1"] {
+        for id in
+            ["p-1", "p-2", "l-2", "d-1", "e-1", "a-1", "i-1", "i-2", "m-1", "s-1", "r-1", "x-1", "o-1", "g-1", "t-1"]
+        {
             let path = path.replace("{id}", id);
             for wide in ["", "?hours=720", "?include_synthetic=true"] {
                 let (status, body) = site.ask("a token of the other", &format!("{path}{wide}")).await;
@@ -560,7 +597,7 @@ async fn every_answer_is_as_the_description_of_the_api_says() {
             continue;
         }
         let mut answered = path.contains("{id}").then_some(0);
-        for id in ["p-2", "l-2", "d-1", "e-1", "a-1", "i-2", "m-1", "s-1", "r-1", "x-1", "o-1"] {
+        for id in ["p-2", "l-2", "d-1", "e-1", "a-1", "i-2", "m-1", "s-1", "r-1", "x-1", "o-1", "g-1", "t-1"] {
             let (status, body) = site.ask("a token of everyone's", &path.replace("{id}", id)).await;
             if status == 404 && answered.is_some() {
                 continue;

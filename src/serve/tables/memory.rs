@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, AsArray as _, BooleanArray, RecordBatch};
 use datafusion::arrow::compute::{concat_batches, filter_record_batch};
+use datafusion::arrow::datatypes::TimestampMicrosecondType;
 use datafusion::arrow::error::ArrowError;
 use rustc_hash::FxHashMap;
 use serde_json::Value;
 
 use super::rows::{Rows, find};
 use super::schema::{Keeps, Table};
+use crate::clock::Micros;
 
 /// Rows of a chunk that is not joined with others any more.
 const FULL: usize = 8_192;
@@ -125,6 +127,23 @@ impl Memory {
     /// Takes a key away; false: there was none.
     pub(super) fn remove(&mut self, key: &str) -> bool {
         self.forget(key)
+    }
+
+    /// Takes away the rows whose time is before `cutoff`.
+    pub(super) fn expire(&mut self, cutoff: Micros) -> Result<(), ArrowError> {
+        let Some(time) = self.table.time else { return Ok(()) };
+        self.settle()?;
+        let mut old = Vec::new();
+        for chunk in &self.chunks {
+            let times = chunk.batch.column_by_name(time).and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
+            let Some(times) = times else { continue };
+            let is_old = |row: &usize| chunk.alive[*row] && times.is_valid(*row) && times.value(*row) < cutoff;
+            old.extend((0..times.len()).filter(is_old).map(|row| Arc::clone(&chunk.keys[row])));
+        }
+        for key in old {
+            self.forget(&key);
+        }
+        Ok(())
     }
 
     /// Whether there is a row of a key.

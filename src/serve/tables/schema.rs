@@ -91,11 +91,12 @@ pub enum Source {
     PolicyLevel,
     Evaluations,
     Audit,
+    Live,
 }
 
 impl Source {
     /// Every topic that tables are read from.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Signals,
         Self::Alerts,
         Self::Interventions,
@@ -105,6 +106,7 @@ impl Source {
         Self::PolicyLevel,
         Self::Evaluations,
         Self::Audit,
+        Self::Live,
     ];
 
     /// Its name in the configuration, and of its folder.
@@ -119,12 +121,13 @@ impl Source {
             Self::PolicyLevel => "policy-level",
             Self::Evaluations => "evaluations",
             Self::Audit => "audit",
+            Self::Live => "live",
         }
     }
 
-    /// The latest of each key stays, for good: such a topic is read whole at each start, and nothing of it is sealed.
+    /// The latest of each key stays: such a topic is read whole at each start, and nothing of it is sealed.
     pub fn is_compacted(self) -> bool {
-        matches!(self, Self::Lessons | Self::Policies | Self::PolicyLevel)
+        matches!(self, Self::Lessons | Self::Policies | Self::PolicyLevel | Self::Live)
     }
 }
 
@@ -144,7 +147,7 @@ pub struct Table {
     pub name: &'static str,
     /// Where its records are.
     pub source: Source,
-    /// Of the policies topic: the middle part of the key.
+    /// Of the policies and the live topic: the middle part of the key.
     pub part: Option<&'static str>,
     /// What is a row.
     pub keeps: Keeps,
@@ -183,7 +186,7 @@ const REVISION: Column = count("revision", "1, 2, 3 … with each change");
 const SYNTHETIC: Column = flag("is_synthetic", "made up for a test");
 
 /// Every table that is read from a topic.
-pub static TABLES: [Table; 14] = [
+pub static TABLES: [Table; 17] = [
     Table {
         name: "signals",
         source: Source::Signals,
@@ -618,6 +621,84 @@ pub static TABLES: [Table; 14] = [
             json("by_action", "what was done, by action"),
             count("uncovered", "events that no policy covers"),
             count("time_spent_us", "time of the steps, shared among tenants by rows"),
+        ],
+    },
+    Table {
+        name: "live_windows",
+        source: Source::Live,
+        part: Some("window"),
+        keeps: Keeps::Latest,
+        id: &["metric", "scope_id"],
+        time: Some("updated_at"),
+        shared: false,
+        about: "windows that have reached half of a limit, each with the limit it is nearest to (X6)",
+        columns: &[
+            text("metric", "which metric"),
+            TENANT,
+            text("scope_kind", "RUN AGENT API_KEY HUMAN_ACTOR TASK PROJECT PROVIDER TENANT").at("scope.kind"),
+            text("scope_id", "whom it is about").at("scope.id"),
+            text("run_id", "the run, when it is about one"),
+            time("window_start", "begin of the window"),
+            time("window_end", "its end; of a session as far as it has come"),
+            number("value", "now"),
+            number("limit_value", "the maximum").at("limit"),
+            number("near", "NEAR from near × limit on"),
+            number("utilization", "value ÷ limit"),
+            number("minutes_to_limit", "forecast; null: nothing can be said"),
+            text("level", "NEAR BREACH; null below"),
+            text("mode", "BLOCK WARN AUDIT"),
+            text("policy_id", "whose limit"),
+            count("policy_version", "its version"),
+            text("limit_id", "which limit"),
+            text("limit_type", "RUNS_* TOKENS_* COST_* RISK_CEILING COOLDOWN …"),
+            text("enforcement", "BLOCK REJECT QUEUE DEGRADE WARN ALERT"),
+            text("on_breach", "PAUSE STOP KILL none"),
+            time("updated_at", "when it was looked at"),
+        ],
+    },
+    Table {
+        name: "agents",
+        source: Source::Live,
+        part: Some("agent"),
+        keeps: Keeps::Latest,
+        id: &["agent_id"],
+        time: Some("updated_at"),
+        shared: false,
+        about: "agents as they last said they were, within a day",
+        columns: &[
+            text("agent_id", "unique within its tenant"),
+            TENANT,
+            text("team_id", "its team"),
+            text("health_status", "healthy degraded failed unknown"),
+            number("anomaly_score", "0 to 1"),
+            count("consecutive_anomalous_readings", "how many in a row"),
+            count("capacity", "what it can do at once"),
+            count("open_tasks", "tasks of its that are not done"),
+            time("last_seen", "its last event"),
+            time("updated_at", "when it was looked at"),
+        ],
+    },
+    Table {
+        name: "tasks",
+        source: Source::Live,
+        part: Some("task"),
+        keeps: Keeps::Latest,
+        id: &["task_id"],
+        time: Some("updated_at"),
+        shared: false,
+        about: "tasks as they were last said to be, within a day",
+        columns: &[
+            text("task_id", "unique within its tenant"),
+            TENANT,
+            text("run_id", "the run named beside it"),
+            text("agent_id", "the agent named beside it"),
+            text("task_status", "pending running completed failed cancelled"),
+            text("priority", "CRITICAL HIGH MEDIUM LOW"),
+            number("running_duration_seconds", "how long it has run"),
+            number("timeout_seconds", "how long it may"),
+            flag("open", "it is not done"),
+            time("last_seen", "its last event"),
+            time("updated_at", "when it was looked at"),
         ],
     },
 ];

@@ -63,6 +63,8 @@ pub struct Bounds {
     pub kept: Micros,
     /// How long lines of the audit are answered, µs.
     pub audit: Micros,
+    /// How long what is live is answered after it was last said, µs.
+    pub live: Micros,
     /// Bytes of the files of a table.
     pub bytes: u64,
 }
@@ -70,7 +72,7 @@ pub struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         const DAY: Micros = 86_400 * crate::clock::SECOND;
-        Self { rows: 20_000, keys: 200_000, kept: 30 * DAY, audit: 365 * DAY, bytes: 1 << 30 }
+        Self { rows: 20_000, keys: 200_000, kept: 30 * DAY, audit: 365 * DAY, live: DAY, bytes: 1 << 30 }
     }
 }
 
@@ -193,22 +195,31 @@ impl Store {
         let Some(at) = self.names.iter().position(|known| known.name == table.name) else {
             return Ok(Snapshot::default());
         };
-        let cutoff = (!self.source.is_compacted()).then(|| now.saturating_sub(self.kept()));
+        let ages = !self.source.is_compacted() || self.source == Source::Live;
+        let cutoff = ages.then(|| now.saturating_sub(self.kept()));
         let batches = self.tables[at].read()?;
         let Some(sealed) = &self.sealed else { return Ok(Snapshot { batches, cutoff, ..Snapshot::default() }) };
         Ok(Snapshot { batches, files: sealed.files(), cutoff })
     }
 
     fn kept(&self) -> Micros {
-        if self.source == Source::Audit { self.bounds.audit } else { self.bounds.kept }
+        match self.source {
+            Source::Audit => self.bounds.audit,
+            Source::Live => self.bounds.live,
+            _ => self.bounds.kept,
+        }
     }
 
     /// Seals what is in memory when it is enough, or when `all`; without a directory the oldest rows go. True: something was sealed.
     pub(super) fn tidy(&mut self, now: Micros, all: bool) -> Result<bool, SealError> {
+        let cutoff = now.saturating_sub(self.kept());
+        if self.source == Source::Live {
+            // as the topic does
+            self.tables.iter_mut().try_for_each(|memory| memory.expire(cutoff))?;
+        }
         if self.source.is_compacted() {
             return Ok(false);
         }
-        let cutoff = now.saturating_sub(self.kept());
         let (Some(table), Some(memory)) = (self.names.first(), self.tables.first_mut()) else { return Ok(false) };
         let Some(sealed) = &mut self.sealed else {
             memory.shorten(self.bounds.rows);

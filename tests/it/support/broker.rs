@@ -87,8 +87,8 @@ impl Broker {
     }
 
     /// Whether this broker ended a transaction without its markers, as its log then says. A single node of Kafka 4.3.1 that was
-    /// killed between the two and starts slowly takes its own partitions, which have no leader yet, for deleted. What
-    /// `read_committed` shows from then on is not what was committed, and offsets may stay pending forever.
+    /// killed between the two and starts slowly takes its own partitions, which have no leader yet, for deleted; one that is
+    /// stopped may do so at its end. What `read_committed` shows from then on is not what was committed, and offsets may stay pending forever.
     pub fn lost_markers(&mut self) -> bool {
         let text = fs::read_to_string(self.dir.path().join("server.log")).unwrap_or_default();
         self.lost |= text.contains("Couldn't find leader endpoint for partitions");
@@ -287,7 +287,9 @@ log.cleaner.backoff.ms=1000
 /// know yet for deleted ones), and the next transaction of that producer then commits the old records.
 const SWEEP_OFTEN: &str = "transaction.abort.timed.out.transaction.cleanup.interval.ms=1000\n";
 
-const LOGGING: &str = "rootLogger.level = WARN
+/// The broker says its last words itself: Log4j's own hook would silence it when its shutdown begins.
+const LOGGING: &str = "shutdownHook = disable
+rootLogger.level = WARN
 rootLogger.appenderRefs = console
 rootLogger.appenderRef.console.ref = console
 appender.console.type = Console
