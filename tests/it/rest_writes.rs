@@ -52,10 +52,10 @@ const ADA: &str = "a token of acme's";
 const MO: &str = "a token of a monitor";
 const EVE: &str = "a token of the other";
 
-struct Answer {
-    status: u16,
+pub struct Answer {
+    pub status: u16,
     location: Option<String>,
-    body: Value,
+    pub body: Value,
 }
 
 impl Answer {
@@ -69,7 +69,7 @@ fn address(running: &Running) -> Option<String> {
     said.split("address=").nth(1).and_then(|rest| rest.split_whitespace().next()).map(str::to_owned)
 }
 
-fn send(running: &Running, token: &str, (method, path): (&str, &str), more: &str, body: &str) -> Answer {
+pub fn send(running: &Running, token: &str, (method, path): (&str, &str), more: &str, body: &str) -> Answer {
     eventually("it listens", SOON, || address(running).is_some());
     let mut stream = TcpStream::connect(address(running).unwrap()).unwrap();
     let media = if body.starts_with("id:") { "application/yaml" } else { "application/json" };

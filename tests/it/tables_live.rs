@@ -9,6 +9,7 @@ use runwarden::clock::{Wall, rfc3339};
 use serde_json::{Value, json};
 
 use crate::end_to_end::{Running, Site};
+use crate::rest_writes::send;
 use crate::support::sidecar::eventually;
 use crate::verdicts::get;
 
@@ -26,10 +27,12 @@ const TOKENS: &str = "
 name = \"everyone\"
 token = \"a token of everyone's\"
 tenant = \"*\"
+role = \"operate\"
 [[auth.tokens]]
 name = \"other\"
 token = \"a token of the other\"
 tenant = \"other\"
+role = \"operate\"
 [limits]
 table-rows = 20
 ";
@@ -52,13 +55,16 @@ fn items(running: &Running, path: &str) -> Vec<Value> {
     if status == 200 { body["items"].as_array().unwrap().clone() } else { Vec::new() }
 }
 
-const LISTS: [&str; 6] = [
+const LISTS: [&str; 9] = [
     "/api/v1/policies/violations?limit=100&hours=720",
     "/api/v1/alerts?limit=100",
     "/api/v1/interventions?limit=100",
     "/api/v1/policies/rules",
     "/api/v1/policies/limits",
     "/api/v1/lessons?limit=100",
+    "/api/v1/live-windows?limit=100",
+    "/api/v1/agents",
+    "/api/v1/tasks",
 ];
 
 fn lists(running: &Running) -> Vec<Vec<Value>> {
@@ -81,12 +87,21 @@ fn two_sidecars_answer_alike_and_one_that_lost_its_directory_answers_the_same_ag
         json!({"event_time": now, "event_type": "run.step", "tenant_id": "acme", "run_id": run, "input_tokens": 150})
             .to_string()
     };
-    site.feed_lines(&(0..RUNS).map(step).collect::<Vec<_>>(), Duration::ZERO);
+    let said = |kind: &str, fields: &str| {
+        format!(
+            "{{\"event_time\": \"{}\", \"event_type\": \"{kind}\", \"tenant_id\": \"acme\", {fields}}}",
+            rfc3339(Wall::now().0)
+        )
+    };
+    let beat = said("agent.heartbeat", "\"agent_id\": \"a\", \"health_status\": \"healthy\"");
+    let task = said("task.updated", "\"agent_id\": \"a\", \"task_id\": \"t\", \"task_status\": \"running\"");
+    site.feed_lines(&(0..RUNS).map(step).chain([beat, task]).collect::<Vec<_>>(), Duration::ZERO);
     // a NEAR and a BREACH of each run
     eventually("the owner shows all of it", SOON, || items(&owner, LISTS[0]).len() == 2 * RUNS);
     eventually("both answer alike", SOON, || {
         let known = lists(&owner);
-        known[2].len() == RUNS && known == lists(&reader)
+        let live = [known[6].len(), known[7].len(), known[8].len()];
+        known[2].len() == RUNS && live == [RUNS, 1, 1] && known == lists(&reader)
     });
     eventually("both have sealed", SOON, || sealed(&site, "a").exists() && sealed(&site, "reader").exists());
     let before = lists(&reader);
@@ -103,8 +118,29 @@ fn two_sidecars_answer_alike_and_one_that_lost_its_directory_answers_the_same_ag
     }
     let (status, body) = get(&owner, "/api/v1/policies/violations", Some("a token of the other"));
     assert_eq!((status, &body["total"]), (200, &json!(0)), "nobody sees what is another's");
+    let window = &items(&owner, LISTS[6])[0];
+    assert_eq!((&window["utilization"], &window["level"]), (&json!(1.5), &json!("BREACH")));
+    simulate(&owner);
     ask_in_sql(&owner);
     owner.terminate();
+}
+
+/// A set that allows twice as much beside the one in force, over what the topic holds.
+fn simulate(running: &Running) {
+    let path = ("POST", "/api/v1/policies/simulate");
+    let ask = |token: &str, policies: Value| send(running, token, path, "", &json!({"policies": policies}).to_string());
+    let lenient = json!({"run.yaml": POLICIES.replace("max: 100", "max: 200")});
+    let answer = ask(EVERYONE, lenient.clone());
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let (candidate, in_force) = (&answer.body["policies"], &answer.body["in_force"]);
+    assert_eq!((&candidate["events"], &in_force["events"]), (&json!(RUNS + 2), &json!(RUNS + 2)));
+    assert_eq!((&candidate["signals"]["BREACH"], &in_force["signals"]["BREACH"]), (&json!(null), &json!(RUNS)));
+    assert_eq!(answer.body["diff"]["orders"]["only_in_against"].as_array().unwrap().len(), RUNS);
+    let other = ask("a token of the other", lenient);
+    assert_eq!((other.status, &other.body["policies"]["events"]), (200, &json!(0)), "another's events are not read");
+    let refused = ask(EVERYONE, json!(POLICIES.replace("run_tokens", "no_such_metric")));
+    assert_eq!(refused.status, 422);
+    assert!(refused.body["errors"].to_string().contains("no_such_metric"), "{}", refused.body);
 }
 
 /// psql, where it is.
