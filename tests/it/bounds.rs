@@ -130,7 +130,7 @@ fn step(core: &mut Partition, rows: &[Row], cut: &Cut, replaying: bool) -> (Vec<
 
 /// Every record but the snapshot's and the late rows', whole.
 fn said(records: &[OutRecord]) -> Vec<String> {
-    let told = records.iter().filter(|r| !matches!(r.topic, Topic::Policies | Topic::DeadLetter));
+    let told = records.iter().filter(|r| !matches!(r.topic, Topic::Policies | Topic::DeadLetter | Topic::Live));
     let mut all: Vec<String> = told
         .map(|r| format!("{:?} {}", r.topic, String::from_utf8_lossy(r.payload.as_deref().unwrap_or_default())))
         .collect();

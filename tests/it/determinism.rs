@@ -102,7 +102,7 @@ fn events(shapes: &[Shape]) -> Vec<(String, Vec<u8>)> {
 fn said(records: impl IntoIterator<Item = OutRecord>) -> Vec<String> {
     let mut all: Vec<String> = records
         .into_iter()
-        .filter(|r| !matches!(r.topic, Topic::Policies | Topic::Repartition | Topic::DeadLetter))
+        .filter(|r| !matches!(r.topic, Topic::Policies | Topic::Repartition | Topic::DeadLetter | Topic::Live))
         .map(|r| {
             let mut value: serde_json::Value = serde_json::from_slice(r.payload.as_deref().unwrap()).unwrap();
             if let Some(object) = value.as_object_mut() {
