@@ -73,6 +73,9 @@ struct Window {
     written: bool,
 }
 
+/// Tenant, metric and id.
+type Name = [String; 3];
+
 /// The windows of a partition that have reached half of a limit.
 #[derive(Debug, Default)]
 pub struct LiveWindows {
@@ -146,7 +149,7 @@ impl LiveWindows {
     }
 
     /// The written ones that changed since the last call, with the name of their metric; `None`: over.
-    pub(super) fn take_changes(&mut self, plans: &[MetricPlan]) -> Vec<([String; 3], Option<(Micros, Micros)>)> {
+    pub(super) fn take_changes(&mut self, plans: &[MetricPlan]) -> Vec<(Name, Option<(Micros, Micros)>)> {
         let window = |group: &Group| self.held.get(group).filter(|w| w.written).map(|w| w.window);
         let name = |group: &Group| {
             let metric = plans.get(group.metric).map(|plan| plan.name.clone()).unwrap_or_default();
@@ -161,12 +164,7 @@ impl LiveWindows {
     }
 
     /// Takes a written one back from a checkpoint; one of a metric that is no longer there is over.
-    pub(super) fn restore(
-        &mut self,
-        [tenant, metric, id]: [String; 3],
-        window: (Micros, Micros),
-        plans: &[MetricPlan],
-    ) {
+    pub(super) fn restore(&mut self, [tenant, metric, id]: Name, window: (Micros, Micros), plans: &[MetricPlan]) {
         match plans.iter().position(|plan| plan.name == metric) {
             Some(at) => {
                 let group = Group { metric: at, tenant: tenant.into(), id: id.into() };
