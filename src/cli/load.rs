@@ -103,7 +103,7 @@ pub(super) fn files(path: &Path, extensions: &[&str]) -> Result<Vec<Text>, Failu
     if path.is_file() { Ok(vec![file(path)?]) } else { directory(path, extensions) }
 }
 
-/// All files below `path` with one of these extensions, in name order.
+/// All files below `path` with one of these extensions, in name order; what is hidden (`.name`) is left out.
 fn directory(path: &Path, extensions: &[&str]) -> Result<Vec<Text>, Failure> {
     let mut found = Vec::new();
     walk(path, extensions, 0, &mut found)?;
@@ -118,7 +118,12 @@ fn directory(path: &Path, extensions: &[&str]) -> Result<Vec<Text>, Failure> {
 fn walk(path: &Path, extensions: &[&str], depth: usize, found: &mut Vec<PathBuf>) -> Result<(), Failure> {
     let failed = |e: std::io::Error| Failure::Invalid(format!("cannot read {}: {e}", path.display()));
     for entry in fs::read_dir(path).map_err(failed)? {
-        let entry = entry.map_err(failed)?.path();
+        let entry = entry.map_err(failed)?;
+        // a volume of Kubernetes keeps each file a second time below `..data`
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let entry = entry.path();
         let wanted = entry.extension().and_then(|e| e.to_str()).is_some_and(|e| extensions.contains(&e));
         if entry.is_dir() && depth < MAX_DEPTH {
             walk(&entry, extensions, depth + 1, found)?;
@@ -307,5 +312,19 @@ mod tests {
     fn the_names_that_users_actions_must_not_have_are_those_of_our_own() {
         let ours: Vec<&str> = crate::decide::respond::ACTIONS.iter().map(|(name, _)| *name).collect();
         assert_eq!(ours, config::OWN_ACTIONS);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_mounted_volume_of_kubernetes_is_read_once() {
+        let volume = tempfile::tempdir().unwrap();
+        let version = volume.path().join("..2026_08_01_12_00_00.1");
+        fs::create_dir(&version).unwrap();
+        fs::write(version.join("runs.yaml"), "id: a").unwrap();
+        std::os::unix::fs::symlink("..2026_08_01_12_00_00.1", volume.path().join("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/runs.yaml", volume.path().join("runs.yaml")).unwrap();
+        let read = directory(volume.path(), &["yaml"]).unwrap();
+        let [(name, text)] = read.as_slice() else { panic!("{read:?}") };
+        assert_eq!((name.as_str(), text.as_str()), (volume.path().join("runs.yaml").to_str().unwrap(), "id: a"));
     }
 }

@@ -7,6 +7,7 @@
 )]
 
 mod acting;
+mod asyncapi;
 mod blind_live;
 mod blindness;
 mod bounds;
