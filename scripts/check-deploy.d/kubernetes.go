@@ -243,15 +243,10 @@ func container(where string, c core.Container, volumes map[string]bool, found *f
 			named["Secret "+from.SecretRef.Name] = where
 		}
 	}
-	before := map[string]bool{}
 	for _, variable := range c.Env {
 		if variable.ValueFrom != nil && variable.ValueFrom.SecretKeyRef != nil {
 			named["Secret "+variable.ValueFrom.SecretKeyRef.Name] = where
 		}
-		if variable.Value == "$(POD_NAME)" && !before["POD_NAME"] {
-			found.add(where, "%s refers to POD_NAME, which is not set before it", variable.Name)
-		}
-		before[variable.Name] = true
 	}
 }
 
