@@ -117,6 +117,31 @@ impl ClientSettings {
         config
     }
 
+    /// A member of a consumer group that commits what it says.
+    pub(super) fn member(&self, group: &str) -> ClientConfig {
+        let mut config = self.config(
+            &[
+                ("client.id", "runwarden-member"),
+                ("queued.max.messages.kbytes", "16384"),
+                ("fetch.error.backoff.ms", "100"),
+                ("reconnect.backoff.max.ms", "1000"),
+            ],
+            &[
+                ("group.id", group),
+                ("enable.auto.commit", "false"),
+                ("enable.auto.offset.store", "false"),
+                ("auto.offset.reset", "earliest"),
+                ("isolation.level", "read_committed"),
+            ],
+        );
+        // they name the members of the other group
+        config.remove("group.instance.id");
+        if self.kind == BrokerKind::Mock {
+            config.set("group.protocol", "consumer");
+        }
+        config
+    }
+
     /// An idempotent producer outside transactions.
     pub fn producer(&self) -> ClientConfig {
         self.config(
