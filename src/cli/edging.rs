@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::cli::{Failure, load, verdicting};
 use crate::clock::Wall;
 use crate::config::{Config, Role};
+use crate::edge::receiver::DELIVERED_WITHIN;
 use crate::edge::{Bridge, Receiver};
 use crate::kafka::outbox::Outbox;
 use crate::kafka::{ClientSettings, Topics};
@@ -67,7 +68,7 @@ impl Edging {
         let Self { config, client, topics, access, listener } = self;
         let address = listener.local_addr().map_err(Failure::reach)?;
         let mapper = Arc::new(Mapper::new(config.mapping()));
-        let outbox = Arc::new(Outbox::new(&client).map_err(Failure::reach)?);
+        let outbox = Arc::new(Outbox::new(&client, DELIVERED_WITHIN).map_err(Failure::reach)?);
         let telemetry: Arc<str> = topics.telemetry.as_str().into();
         let receiver = Receiver::new(
             Arc::clone(&mapper),

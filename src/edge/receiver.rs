@@ -16,15 +16,18 @@ use super::answer::Answer;
 use super::body::{Budget, Hold, Refused, gunzip, read};
 use super::{Said, count, outgoing};
 use crate::clock::Wall;
-use crate::kafka::outbox::{DELIVERED_WITHIN, Outbox, is_full};
+use crate::kafka::outbox::{Outbox, is_full};
 use crate::metrics::Metrics;
 use crate::metrics::labels::{Label as _, OtlpCode, OtlpSignal};
 use crate::serve::access::{ALL, Access, Denied};
 use crate::serve::api::Peer;
-use crate::telemetry::otlp::{Encoding, Items, Mapper, items};
+use crate::telemetry::otlp::{Encoding, Items, Mapper, Unreadable, items};
 
 /// What is told of metrics and logs.
 const NOT_TAKEN: &str = "runwarden takes spans only: export metrics and logs elsewhere, or not at all";
+
+/// How long events may take to Kafka: clients give up after ten seconds, unless told otherwise.
+pub const DELIVERED_WITHIN: Duration = Duration::from_secs(8);
 
 /// Takes requests.
 pub struct Receiver {
@@ -144,7 +147,13 @@ impl Receiver {
         let Asked { encoding, bytes, mut hold, whose } = self.asked(peer, request).await?;
         let mapper = Arc::clone(&self.mapper);
         let mapped = off_the_path(move || mapper.map(&bytes, encoding, whose.as_deref())).await?;
-        let mut mapped = mapped.map_err(|why| Answer::refused(StatusCode::BAD_REQUEST, why.to_string()))?;
+        let mut mapped = mapped.map_err(|why| {
+            let status = match why {
+                Unreadable::TooMany(_) => StatusCode::PAYLOAD_TOO_LARGE,
+                Unreadable::Proto | Unreadable::Json { .. } | Unreadable::Shape => StatusCode::BAD_REQUEST,
+            };
+            Answer::refused(status, why.to_string())
+        })?;
         let records = outgoing(std::mem::take(&mut mapped.records), &self.topic);
         hold.grow(records.iter().map(|record| record.size()).sum()).map_err(|why| self.refused(why))?;
         if !records.is_empty() {

@@ -17,9 +17,6 @@ use tokio::sync::oneshot;
 use super::client::{ClientSettings, log_line};
 use super::errors::Error;
 
-/// How long a record may take.
-pub const DELIVERED_WITHIN: Duration = Duration::from_secs(8);
-
 /// One record to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names of Kafka's own fields")]
@@ -94,11 +91,11 @@ impl ProducerContext for Reports {
 pub struct Outbox(ThreadedProducer<Reports>);
 
 impl Outbox {
-    /// Creates a client; it connects when it has something to send.
+    /// Creates a client; it connects when it has something to send. What is not delivered `within` this time is given up.
     ///
     /// # Errors
     /// Settings.
-    pub fn new(client: &ClientSettings) -> Result<Self, Error> {
+    pub fn new(client: &ClientSettings, within: Duration) -> Result<Self, Error> {
         let mut config = client.producer();
         config
             .set("client.id", "runwarden-edge")
@@ -106,7 +103,7 @@ impl Outbox {
             .set("acks", "all")
             .set("max.in.flight.requests.per.connection", "1")
             .set("linger.ms", "2")
-            .set("message.timeout.ms", DELIVERED_WITHIN.as_millis().to_string());
+            .set("message.timeout.ms", within.as_millis().to_string());
         Ok(Self(config.create_with_context(Reports).map_err(Error::Settings)?))
     }
 

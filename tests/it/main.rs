@@ -29,6 +29,7 @@ mod level_files;
 mod level_live;
 mod manual;
 mod observability;
+mod otlp_live;
 mod policy_tests;
 mod real_hour;
 mod respond;

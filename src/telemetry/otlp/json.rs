@@ -37,11 +37,11 @@ message! {
 /// A message, or nothing where there is none.
 fn message<'a, T: Deserialize<'a> + Default>(raw: Raw<'a>) -> Result<T, Unreadable> {
     let Some(raw) = raw.filter(|raw| raw.get() != "null") else { return Ok(T::default()) };
-    serde_json::from_str(raw.get()).map_err(|error| place(&error))
-}
-
-fn place(error: &serde_json::Error) -> Unreadable {
-    Unreadable::Json { line: error.line(), column: error.column() }
+    // an array would do for a struct
+    if !raw.get().starts_with('{') {
+        return Err(Unreadable::Shape);
+    }
+    serde_json::from_str(raw.get()).map_err(|_| Unreadable::Shape)
 }
 
 /// Calls `each` with every element of an array, or of none where there is none.
@@ -76,12 +76,13 @@ pub(super) fn each<'a>(
     let Some(raw) = raw else { return Ok(()) };
     let mut why = None;
     let read = serde_json::Deserializer::from_str(raw.get()).deserialize_any(Elements(&mut each, &mut why));
-    read.map_err(|error| why.unwrap_or_else(|| place(&error)))
+    read.map_err(|_| why.unwrap_or(Unreadable::Shape))
 }
 
 /// The text of a request as JSON.
 pub(super) fn request(bytes: &[u8]) -> Result<&RawValue, Unreadable> {
-    serde_json::from_slice(bytes).map_err(|error| place(&error))
+    let place = |error: serde_json::Error| Unreadable::Json { line: error.line(), column: error.column() };
+    serde_json::from_slice(bytes).map_err(place)
 }
 
 /// The spans of a request.

@@ -31,14 +31,17 @@ pub enum Unreadable {
     /// Not protobuf.
     #[error("the request is not an OTLP protobuf message")]
     Proto,
-    /// Not JSON, or not of OTLP's shape.
-    #[error("the request is not OTLP JSON, at line {line} column {column}")]
+    /// Not JSON.
+    #[error("the request is not JSON, at line {line} column {column}")]
     Json {
         /// From 1.
         line: usize,
         /// From 1.
         column: usize,
     },
+    /// JSON of another shape.
+    #[error("the request is not OTLP JSON: a message is not an object, or a list is not an array")]
+    Shape,
     /// More spans than are taken at once.
     #[error("the request has more than {0} spans ([otlp] request-spans)")]
     TooMany(usize),
