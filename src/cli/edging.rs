@@ -86,6 +86,7 @@ impl Edging {
             let bridge = Bridge {
                 client,
                 group: format!("{}-otlp", config.kafka.group),
+                instance: config.kafka.slot,
                 topic,
                 encoding: config.otlp.encoding,
                 mapper,

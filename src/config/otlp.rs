@@ -63,7 +63,7 @@ pub(super) fn otlp(s: &mut Section<'_, '_>) -> Otlp {
         request_bytes: s.number("request-bytes", 16 * MIB, 1_024..=1_024 * MIB),
         request_spans: s.number("request-spans", 20_000, 1..=1_000_000),
         in_flight_bytes: s.number("in-flight-bytes", 64 * MIB, 1_024..=16 * 1_024 * MIB),
-        topic: s.optional("topic"),
+        topic: s.or_none("topic"),
         encoding: s.choice(
             "encoding",
             Encoding::Proto,

@@ -39,6 +39,8 @@ pub struct Bridge {
     pub client: ClientSettings,
     /// The group that reads it.
     pub group: String,
+    /// The name of this process in it, where that is stable over restarts.
+    pub instance: Option<String>,
     /// Its name.
     pub topic: String,
     /// How its records are written.
@@ -103,7 +105,7 @@ impl Bridge {
     fn join(&self, stop: &AtomicBool) -> Option<Member> {
         let mut trouble = String::new();
         while !stop.load(Ordering::Acquire) {
-            match Member::join(&self.client, &self.group, &self.topic) {
+            match Member::join(&self.client, &self.group, self.instance.as_deref(), &self.topic) {
                 Ok(member) => return Some(member),
                 Err(error) => {
                     tell(&error, &mut trouble, "cannot join the group of the collector's topic, trying again")

@@ -13,13 +13,14 @@ use super::reader::OwnedRecord;
 pub struct Member(BaseConsumer<Logged>);
 
 impl Member {
-    /// Joins a group for one topic; where nothing was committed it begins at the beginning.
+    /// Joins a group for one topic, as `instance` where that is a name stable over restarts; where nothing was committed it begins at the
+    /// beginning.
     ///
     /// # Errors
     /// Settings.
-    pub fn join(client: &ClientSettings, group: &str, topic: &str) -> Result<Self, Error> {
+    pub fn join(client: &ClientSettings, group: &str, instance: Option<&str>, topic: &str) -> Result<Self, Error> {
         let consumer: BaseConsumer<Logged> =
-            client.member(group).create_with_context(Logged).map_err(Error::Settings)?;
+            client.member(group, instance).create_with_context(Logged).map_err(Error::Settings)?;
         consumer.subscribe(&[topic]).map_err(|e| Error::broker(format!("cannot subscribe to {topic}"), e))?;
         Ok(Self(consumer))
     }
