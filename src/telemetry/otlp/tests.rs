@@ -505,3 +505,23 @@ proptest! {
         }
     }
 }
+
+/// One request of each dialect, and the events that come of it. `RUNWARDEN_GOLDEN=write` writes the latter anew.
+#[test]
+fn an_example_of_each_dialect_gives_the_events_that_are_written_down() {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/otlp");
+    let mapper = Mapper::new(crate::config::Config::default().mapping());
+    for dialect in ["v1.36", "v1.41.1", "genai-dev"] {
+        let request = std::fs::read(directory.join(format!("{dialect}.json"))).unwrap();
+        let mapped = mapper.map(&request, Encoding::Json, None).unwrap();
+        let lines: Vec<&str> =
+            mapped.records.iter().map(|record| std::str::from_utf8(&record.value).unwrap()).collect();
+        let (written, text) = (directory.join(format!("{dialect}.jsonl")), lines.join("\n") + "\n");
+        if std::env::var_os("RUNWARDEN_GOLDEN").is_some_and(|what| what == "write") {
+            std::fs::write(&written, &text).unwrap();
+        }
+        assert_eq!(text, std::fs::read_to_string(&written).unwrap(), "{dialect}");
+        assert_eq!(mapped.rejections(), 0);
+        assert!(!text.contains("must not travel"));
+    }
+}
