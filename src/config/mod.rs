@@ -191,32 +191,6 @@ pub struct Topics {
     pub replication: i32,
 }
 
-impl Topics {
-    /// Every name.
-    fn names(&self) -> [&str; 18] {
-        [
-            &self.telemetry,
-            &self.commands,
-            &self.outcomes,
-            &self.signals,
-            &self.alerts,
-            &self.interventions,
-            &self.runs,
-            &self.lessons,
-            &self.policies,
-            &self.policy_level,
-            &self.evaluations,
-            &self.audit,
-            &self.command_results,
-            &self.live,
-            &self.dead_letter,
-            &self.repartition,
-            &self.steps,
-            &self.checkpoint,
-        ]
-    }
-}
-
 /// `[telemetry]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Telemetry {

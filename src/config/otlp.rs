@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::reader::Section;
-use super::{Config, loopback, tenant};
+use super::{Config, Topics, loopback, tenant};
 use crate::telemetry::otlp::{AgentUsage, Encoding, Names, Settings};
 use crate::telemetry::redact::Redactor;
 
@@ -74,6 +74,32 @@ pub(super) fn otlp(s: &mut Section<'_, '_>) -> Otlp {
         s.refuse("in-flight-bytes", "must be at least twice request-bytes: a request is held packed and unpacked");
     }
     otlp
+}
+
+impl Topics {
+    /// Every name.
+    pub(super) fn names(&self) -> [&str; 18] {
+        [
+            &self.telemetry,
+            &self.commands,
+            &self.outcomes,
+            &self.signals,
+            &self.alerts,
+            &self.interventions,
+            &self.runs,
+            &self.lessons,
+            &self.policies,
+            &self.policy_level,
+            &self.evaluations,
+            &self.audit,
+            &self.command_results,
+            &self.live,
+            &self.dead_letter,
+            &self.repartition,
+            &self.steps,
+            &self.checkpoint,
+        ]
+    }
 }
 
 impl Config {

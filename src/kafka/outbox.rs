@@ -39,8 +39,14 @@ impl Outgoing {
 struct Parcel {
     left: AtomicUsize,
     failed: Mutex<Option<KafkaError>>,
-    /// Taken by the last of them; what the sender holds until then goes with it.
-    done: Mutex<Option<(oneshot::Sender<Result<(), Error>>, Box<dyn Send>)>>,
+    /// Taken by the last of them.
+    done: Mutex<Option<Done>>,
+}
+
+/// Who is told, and what is held until then.
+struct Done {
+    told: oneshot::Sender<Result<(), Error>>,
+    held: Box<dyn Send>,
 }
 
 impl Parcel {
@@ -56,10 +62,10 @@ impl Parcel {
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
         let outcome = failed.map_or(Ok(()), |e| Err(Error::broker("telemetry was not delivered".to_owned(), e)));
         let done = self.done.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((done, held)) = done {
+        if let Some(Done { told, held }) = done {
             drop(held);
             // whoever gave up waiting hears nothing
-            done.send(outcome).unwrap_or_default();
+            told.send(outcome).unwrap_or_default();
         }
     }
 }
@@ -110,10 +116,10 @@ impl Outbox {
     /// Sends records, and answers when all are acknowledged or one is not. `held` is dropped then. What cannot be queued now is refused
     /// like what is not delivered.
     pub fn send(&self, records: &[Outgoing], held: impl Send + 'static) -> oneshot::Receiver<Result<(), Error>> {
-        let (sender, receiver) = oneshot::channel();
+        let (told, receiver) = oneshot::channel();
         // one more than there are, so that it is not answered before all are queued
         let left = AtomicUsize::new(records.len() + 1);
-        let done = Mutex::new(Some((sender, Box::new(held) as Box<dyn Send>)));
+        let done = Mutex::new(Some(Done { told, held: Box::new(held) }));
         let parcel = Arc::new(Parcel { left, failed: Mutex::default(), done });
         let mut queued = 0;
         for record in records {
