@@ -14,6 +14,7 @@ use runwarden::decide::commands::{Command, Keyring};
 use runwarden::kafka::core::{Core, Input, InputBatch, Record, StepInput, Topic};
 use runwarden::pipeline::{Own, Partition, Settings};
 use runwarden::telemetry::files::Files;
+use runwarden::telemetry::otlp::{Encoding, Items, Mapper, items};
 use runwarden::telemetry::{self, Decoder, Origin, redacted_json};
 
 const NOW: Wall = Wall(2_000_000_000 * SECOND);
@@ -49,6 +50,21 @@ pub fn json(data: &[u8]) {
     let again = decoder.finish();
     assert!(again.dead.is_empty(), "a good row stays one: {:?}", again.dead);
     assert_eq!(again.batch.rows, *rows);
+}
+
+/// OTLP in either encoding: refused as a whole, or every span is accepted, ignored or rejected, and what is accepted is telemetry.
+pub fn otlp(encoding: Encoding, data: &[u8]) {
+    static MAPPER: OnceLock<Mapper> = OnceLock::new();
+    let mapper = MAPPER.get_or_init(|| Mapper::new(runwarden::config::Config::default().mapping()));
+    let _counted = (items(data, encoding, Items::Metrics), items(data, encoding, Items::Logs));
+    let Ok(mapped) = mapper.map(data, encoding, None) else { return };
+    let mut decoder = decoder();
+    for record in &mapped.records {
+        decoder.push(origin(0), 0, Some(&record.value), Wall(i64::MAX));
+    }
+    let decoded = decoder.finish();
+    assert!(decoded.dead.is_empty(), "what is accepted is telemetry: {:?}", decoded.dead);
+    assert!(mapped.accepted as usize <= mapped.records.len());
 }
 
 /// A file of recorded telemetry.

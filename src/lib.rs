@@ -4,7 +4,7 @@
 //! interventions: one deterministic core per partition ([`pipeline`]), an exactly-once Kafka shell around it ([`kafka`]),
 //! and read-only views behind it ([`serve`]). `ARCHITECTURE.md` follows one record through the process.
 //!
-//! Dependencies point one way: `cli` → shell (`kafka`, `serve`) → `pipeline` → `decide` → `policy`, `stream`, `telemetry`.
+//! Dependencies point one way: `cli` → shell (`kafka`, `serve`, `edge`) → `pipeline` → `decide` → `policy`, `stream`, `telemetry`.
 //! What decides does no I/O, asks no clock and uses no randomness.
 
 pub mod cli;
@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod decide;
 pub mod demo;
+pub mod edge;
 pub mod kafka;
 pub mod logging;
 pub mod metrics;

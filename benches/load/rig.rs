@@ -172,6 +172,7 @@ impl Site {
         command.args(["-c", CORE]).arg(binary()).args(["run", "--config", "runwarden.toml"]);
         command.env("RUNWARDEN_KAFKA__SLOT", slot).env("RUNWARDEN_HTTP__LISTEN", format!("127.0.0.1:{port}"));
         command.env("RUNWARDEN_SQL__LISTEN", "127.0.0.1:0");
+        command.env("RUNWARDEN_OTLP__LISTEN", "127.0.0.1:0");
         command.current_dir(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::null());
         let begun = Instant::now();
         let child = command.stderr(File::create(&log).unwrap()).spawn().unwrap();

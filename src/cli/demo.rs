@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use crate::cli::edging::Edging;
 use crate::cli::governing::SetFiles;
 use crate::cli::service::{self, Governance, Service, Signals};
 use crate::cli::tabling::Tabling;
@@ -58,6 +59,7 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let kept = 3_600 * crate::clock::SECOND;
     let access = Access::new(true);
     let answering = Answering { access, client: client.clone(), topics: topics.clone(), kept, keys: Some(ring) };
+    let edging = Edging::passing(&client, &topics, answering.access.clone())?;
     let (listener, note) = listen(arguments.listen)?;
     let tabling = Tabling::passing(&shell, &passing);
     let service = Service::start(
@@ -68,9 +70,11 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
         Some(answering),
         Some(tabling),
     )?;
+    let edge = edging.start(&service.metrics)?;
+    let otlp = format!("http://{}", edge.address);
     let sql = service.sql().map(|address| address.to_string()).unwrap_or_default();
     let http = format!("http://{}", service.address);
-    let places = Places { http, sql, brokers: mock.bootstrap().to_owned(), note };
+    let places = Places { http, sql, otlp, brokers: mock.bootstrap().to_owned(), note };
     let terminal = std::io::stdout().is_terminal();
     let mut screen = Screen::new(std::io::stdout(), terminal, Style { color: terminal, ..Style::default() }, places);
     let started = Wall::now();
@@ -100,6 +104,7 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     if producing.join().is_err() {
         return Err(Failure::Reach("the traffic ended in a panic".into()));
     }
+    drop(edge);
     let outcome = failed.unwrap_or_else(|| service.drain(DRAIN));
     take(&arrived, &mut feed, Instant::now() + FRAME);
     screen.close(&feed.view(Wall::now(), &service.metrics)).map_err(Failure::reach)?;

@@ -297,7 +297,10 @@ fn events(signal: &Signal, recorded: &Recorded, decoder: &Arc<telemetry::Setting
             if last.is_none_or(|l| !past(l)) {
                 let topic: Arc<str> = record.topic.as_str().into();
                 let origin = Origin { input, topic, partition: record.partition, offset: record.offset };
-                decoder.push(origin, record.offset, record.payload.as_deref(), Wall(signal.decided_at));
+                let headers = record.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
+                let headers: Vec<(&str, &[u8])> = headers.collect();
+                let now = Wall(signal.decided_at);
+                decoder.push_with(origin, record.offset, record.payload.as_deref(), &headers, now);
             }
         }
     }

@@ -8,6 +8,7 @@ mod backfill;
 mod check;
 mod commanding;
 mod demo;
+mod edging;
 mod explain;
 mod governing;
 mod keys;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
+use crate::cli::edging::Edging;
 use crate::cli::governing::SetFiles;
 use crate::cli::keys::{self, Keys};
 use crate::cli::load::{Loaded, Texts, Tuning};
@@ -38,9 +39,10 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         tracing::warn!(key, "is set, and nothing acts upon it in this version");
     }
     let listener = service::listen(config.http)?;
+    let edging = if arguments.until_end { None } else { Edging::of(&config)? };
     let hash = format!("{:012x}", config.digest());
     if !core {
-        return alone(&config, listener, &hash);
+        return alone(&config, listener, edging, &hash);
     }
     let texts = load::texts(&config)?;
     let keys = Arc::new(keys::of(&config)?);
@@ -71,8 +73,10 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     };
     let service =
         Service::start(Some((loaded, shell, governance)), &config.roles, listener, &hash, answering, tabling)?;
+    let edge = edging.map(|edging| edging.start(&service.metrics)).transpose()?;
     let sql = service.sql().map(tracing::field::display);
-    tracing::info!(address = %service.address, sql, policies, roles = roles(&config), "runwarden is up");
+    let otlp = edge.as_ref().map(|edge| tracing::field::display(edge.address));
+    tracing::info!(address = %service.address, sql, otlp, policies, roles = roles(&config), "runwarden is up");
     let refused = provision(&client, &topics)?;
     let outcome = loop {
         if let Ok(error) = refused.try_recv() {
@@ -84,6 +88,8 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         }
         if signals.stop() {
             tracing::info!("draining");
+            // what was sent here is on the topic before the partitions are given up
+            drop(edge);
             break service.drain(config.kafka.drain_timeout);
         }
     };
@@ -111,7 +117,12 @@ fn governance(config: &Config, texts: Texts, tuning: Tuning, keys: Arc<Keys>, lo
 }
 
 /// A process without the role core: it owns nothing, joins no group and needs no broker.
-fn alone(config: &Config, listener: std::net::TcpListener, hash: &str) -> Result<ExitCode, Failure> {
+fn alone(
+    config: &Config,
+    listener: std::net::TcpListener,
+    edging: Option<Edging>,
+    hash: &str,
+) -> Result<ExitCode, Failure> {
     let signals = Signals::install()?;
     let follows = config.roles.contains(&Role::Serve);
     let keys = follows.then(|| keys::of(config)).transpose()?.map(Arc::new);
@@ -119,14 +130,17 @@ fn alone(config: &Config, listener: std::net::TcpListener, hash: &str) -> Result
     let tabling = keys.as_ref().and_then(|keys| Tabling::of(config, keys));
     let _level = keys.map(|keys| leveled::start(config, load::shell(config), keys)).transpose()?;
     let service = Service::start(None, &config.roles, listener, hash, answering, tabling)?;
+    let edge = edging.map(|edging| edging.start(&service.metrics)).transpose()?;
     let sql = service.sql().map(tracing::field::display);
-    tracing::info!(address = %service.address, sql, roles = roles(config), "runwarden is up, without the role core: it owns no partitions");
+    let otlp = edge.as_ref().map(|edge| tracing::field::display(edge.address));
+    tracing::info!(address = %service.address, sql, otlp, roles = roles(config), "runwarden is up, without the role core: it owns no partitions");
     if let Some(said) = config.idle_process() {
         tracing::warn!("{said}");
     }
     while !signals.stop() {
         std::thread::sleep(LOOK);
     }
+    drop(edge);
     ended(service.drain(config.kafka.drain_timeout))
 }
 

@@ -60,7 +60,7 @@ impl Answering {
 }
 
 /// `[auth]`.
-fn access(config: &Config) -> Result<Access, Failure> {
+pub(super) fn access(config: &Config) -> Result<Access, Failure> {
     let open = Access::new(config.auth.loopback == Loopback::Open);
     let access = config.auth.tokens.iter().fold(open, |access, token| {
         let caller = Caller::new(token.name.clone(), token.authority, token.tenant.clone());

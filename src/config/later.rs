@@ -8,8 +8,7 @@ impl Config {
     pub fn without_effect(&self) -> Vec<&'static str> {
         let default = Self::default();
         let (l, d) = (&self.limits, &default.limits);
-        let changed =
-            [("otlp", self.otlp != default.otlp), ("limits.http-body-bytes", l.http_body_bytes != d.http_body_bytes)];
+        let changed = [("limits.http-body-bytes", l.http_body_bytes != d.http_body_bytes)];
         changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
     }
 

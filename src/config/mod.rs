@@ -11,6 +11,7 @@ mod auth;
 mod fault;
 mod later;
 mod level;
+mod otlp;
 mod reader;
 mod secret;
 
@@ -28,6 +29,7 @@ pub use self::auth::{Auth, Jwt, Key, Loopback, Token};
 pub use self::fault::Fault;
 pub(crate) use self::fault::nearest;
 pub use self::level::{Action, ActionKind, ActionLevel, Level, OWN_ACTIONS, Percent, Respond};
+pub use self::otlp::Otlp;
 use self::reader::{Reader, Section};
 pub(crate) use self::reader::{read_duration, write_duration};
 pub use self::secret::Secret;
@@ -213,15 +215,6 @@ pub struct Time {
     pub dedup_horizon: Duration,
 }
 
-/// `[otlp]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Otlp {
-    /// Where to listen.
-    pub listen: SocketAddr,
-    /// Tenant of spans that name none.
-    pub default_tenant: String,
-}
-
 /// `[limits]`: every bound on what others send or make us keep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -345,10 +338,7 @@ impl Config {
             time: r.section(root, "time", time),
             http: r.section(root, "http", |s| s.address("listen", loopback(8080))),
             sql: r.section(root, "sql", |s| s.address("listen", loopback(5433))),
-            otlp: r.section(root, "otlp", |s| Otlp {
-                listen: s.address("listen", loopback(4318)),
-                default_tenant: tenant(s, "default-tenant", "default"),
-            }),
+            otlp: r.section(root, "otlp", otlp::otlp),
             auth: r.section(root, "auth", auth::auth),
             alerts: r.section(root, "alerts", acting::alerts),
             interventions: r.section(root, "interventions", acting::interventions),
@@ -359,6 +349,18 @@ impl Config {
             limits: r.section(root, "limits", limits),
             log: r.section(root, "log", log),
         };
+        if let Some(name) = config.forbidden_names().first() {
+            let message = format!("{name} is named under otlp and is never kept: it is among telemetry.forbidden");
+            r.faults.push(Fault::of(file, "otlp", message));
+        }
+        if let Some(topic) = config.otlp.topic.as_ref().filter(|topic| config.topics.names().contains(&topic.as_str()))
+        {
+            r.faults.push(Fault::of(
+                file,
+                "otlp.topic",
+                format!("{topic} is one of [topics]: it cannot hold spans too"),
+            ));
+        }
         r.finish(root);
         Ok((config, r))
     }

@@ -59,6 +59,13 @@ impl Found<'_> {
         if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text) }
     }
 
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Variable { text, .. } => text.is_empty(),
+            Self::File(value) => value.get_ref().as_str() == Some(""),
+        }
+    }
+
     fn flag(&self) -> Option<bool> {
         match self {
             Self::Variable { text, .. } => text.parse().ok(),
@@ -247,6 +254,11 @@ impl<'s, 't> Section<'s, 't> {
     /// A string, or nothing.
     pub(super) fn optional(&mut self, key: &'static str) -> Option<String> {
         self.read(key, None, |found| found.text().map(Some))
+    }
+
+    /// A string; empty, the default, is nothing.
+    pub(super) fn or_none(&mut self, key: &'static str) -> Option<String> {
+        self.read(key, None, |found| if found.is_empty() { Ok(None) } else { found.text().map(Some) })
     }
 
     /// A secret, or nothing. `env:NAME` takes it from that variable.

@@ -230,3 +230,21 @@ proptest::proptest! {
         let _answered = read(&text);
     }
 }
+
+#[test]
+fn where_spans_come_from_is_checked_as_a_whole() {
+    let with = |more: &str| read(&format!("[otlp]\n{more}\n"));
+    let otlp =
+        with("topic = \"otlp_spans\"\nencoding = \"otlp_json\"\nrun-attributes = [\"session.id\"]").unwrap().otlp;
+    assert_eq!((otlp.topic.as_deref(), otlp.names.run), (Some("otlp_spans"), vec!["session.id".to_owned()]));
+    assert_eq!(with("topic = \"\"").unwrap().otlp.topic, None);
+    for (bad, said) in [
+        ("topic = \"runs.telemetry\"", "otlp.topic: runs.telemetry is one of [topics]"),
+        ("human-attributes = [\"enduser.id\"]", "otlp: enduser.id is named under otlp and is never kept"),
+        ("in-flight-bytes = 1_000_000", "otlp.in-flight-bytes: must be at least twice request-bytes"),
+        ("agent-usage = \"always\"", "otlp.agent-usage: must be one of remote, never"),
+    ] {
+        let faults = faults(&format!("[otlp]\n{bad}\n"));
+        assert!(faults.len() == 1 && faults[0].contains(said), "{faults:?}");
+    }
+}

@@ -134,6 +134,8 @@ pub struct Places {
     pub http: String,
     /// Address of SQL.
     pub sql: String,
+    /// Where spans are taken.
+    pub otlp: String,
     /// Bootstrap address of the in-process broker.
     pub brokers: String,
     /// Something to know about them.
@@ -293,7 +295,7 @@ pub fn summary(view: &View) -> String {
 
 /// Where to look while the demo runs.
 pub fn guide(places: &Places) -> String {
-    let Places { http, sql, brokers, note } = places;
+    let Places { http, sql, otlp, brokers, note } = places;
     let note = note.as_deref().map(|note| format!("{note}\n")).unwrap_or_default();
     format!(
         "\n{note}where to look while it runs
@@ -301,6 +303,7 @@ pub fn guide(places: &Places) -> String {
   metrics       {http}/metrics
   readiness     {http}/readyz
   SQL           psql 'postgres://runwarden@{sql}/runwarden'
+  OTLP          {otlp}   (OTEL_EXPORTER_OTLP_ENDPOINT)
   broker        {brokers}   (in this process, gone when it ends)
 
 how to read the topics, with any Kafka client

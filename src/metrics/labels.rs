@@ -90,6 +90,17 @@ labels! {
     SqlEnded "outcome" { Done "done", Refused "refused", Failed "failed", Stopped "stopped" }
     /// What became of who wanted to ask in SQL.
     SqlLogin "outcome" { Accepted "accepted", TurnedAway "turned_away", Denied "denied" }
+    /// Statuses of answers to OTLP requests.
+    OtlpCode "code" {
+        Ok "200", BadRequest "400", Unauthorized "401", Forbidden "403", NotFound "404", Method "405", Timeout "408",
+        TooLarge "413", Media "415", TooMany "429", Unavailable "503",
+    }
+    /// Why a span cannot become an event.
+    SpanRejected "reason" { Id "id", Time "time", Tenant "tenant", OutOfRange "out_of_range" }
+    /// What is sent as OTLP and not taken.
+    OtlpSignal "signal" { Metrics "metrics", Logs "logs" }
+    /// What became of a record of the collector's topic.
+    BridgedOutcome "outcome" { Mapped "mapped", Dead "dead" }
     /// What became of a command.
     CommandStatus "status" { Accepted "ACCEPTED", Refused "REFUSED" }
     /// What became of a set of files: `invalid` never left this process, `refused` by the writer.

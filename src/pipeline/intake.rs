@@ -213,7 +213,7 @@ pub fn take(
                 partition: own.partition,
                 offset: record.offset,
             };
-            decoder.push(origin, position(input.input, record.offset), record.payload, now);
+            decoder.push_with(origin, position(input.input, record.offset), record.payload, record.headers, now);
         }
     }
     let decoded = decoder.finish();

@@ -186,6 +186,17 @@ impl Access {
         Ok(open)
     }
 
+    /// Who sends telemetry: as [`Self::caller`], but from this host nobody needs a token.
+    ///
+    /// # Errors
+    /// As [`Self::caller`].
+    pub fn sender(&self, peer: SocketAddr, headers: &HeaderMap) -> Result<Caller, Denied> {
+        if is_here(peer.ip()) && !headers.contains_key(header::AUTHORIZATION) {
+            return Self::new(true).caller(peer, headers);
+        }
+        self.caller(peer, headers)
+    }
+
     /// Whose token this is.
     ///
     /// # Errors
@@ -280,6 +291,24 @@ mod tests {
         assert_eq!(asked(&access, "[::ffff:127.0.0.1]:5", None, "localhost"), Ok("loopback".into()));
         // who sends a wrong token is not let in as nobody
         assert_eq!(asked(&access, "127.0.0.1:5", Some("Bearer wrong"), "localhost"), Err(Denied::Unknown));
+    }
+
+    #[test]
+    fn telemetry_from_this_host_needs_no_token_and_a_wrong_one_is_refused() {
+        let access = Access::new(false).with("a secret of some length", of("a", "acme"));
+        let sent = |peer: &str, host: &'static str, token: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static(host));
+            if let Some(token) = token {
+                headers.insert(header::AUTHORIZATION, HeaderValue::from_static(token));
+            }
+            access.sender(peer.parse().unwrap(), &headers).map(|caller| caller.tenant)
+        };
+        assert_eq!(sent("127.0.0.1:5", "localhost:4318", None), Ok("*".into()));
+        assert_eq!(sent("127.0.0.1:5", "localhost:4318", Some("Bearer a secret of some length")), Ok("acme".into()));
+        assert_eq!(sent("127.0.0.1:5", "localhost:4318", Some("Bearer wrong")), Err(Denied::Unknown));
+        assert_eq!(sent("127.0.0.1:5", "evil.example:4318", None), Err(Denied::Host));
+        assert_eq!(sent("10.0.0.1:5", "localhost:4318", None), Err(Denied::NoToken));
     }
 
     #[test]

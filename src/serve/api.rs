@@ -30,7 +30,7 @@ const ALIVE: Duration = Duration::from_secs(15);
 
 /// Where a request comes from.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub(super) SocketAddr);
+pub struct Peer(pub SocketAddr);
 
 /// Whom a verdict is about, beside the run.
 #[derive(Debug, Default, Deserialize)]

@@ -159,8 +159,15 @@ impl Views {
 ///
 /// # Errors
 /// When the listener itself fails; a failing connection is only logged.
-pub async fn serve(listener: TcpListener, views: Views, mut shutdown: watch::Receiver<bool>) -> io::Result<()> {
-    let routes = routes(views);
+pub async fn serve(listener: TcpListener, views: Views, shutdown: watch::Receiver<bool>) -> io::Result<()> {
+    listen(listener, routes(views), shutdown).await
+}
+
+/// Serves any routes like [`serve`], within the same bounds. Requests carry their [`Peer`].
+///
+/// # Errors
+/// As [`serve`].
+pub async fn listen(listener: TcpListener, routes: Router, mut shutdown: watch::Receiver<bool>) -> io::Result<()> {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     let stopping = shutdown.clone();

@@ -87,6 +87,11 @@ impl DeadLetter {
         Self { origin, reason, message, tenant_id, value, key: None }
     }
 
+    /// A dead letter of bytes that cannot be read: they are described, or kept.
+    pub fn of_bytes(origin: Origin, reason: Reason, message: impl Into<String>, bytes: &[u8], keep: bool) -> Self {
+        Self::new(origin, reason, message, None, if keep { bytes.to_vec() } else { describe(bytes) })
+    }
+
     /// The record headers: origin, message and reason.
     pub fn headers(&self) -> Vec<(String, Vec<u8>)> {
         let header = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
@@ -101,7 +106,7 @@ impl DeadLetter {
 }
 
 /// Describes bytes without showing them: `{"length":…,"sha256":"…"}`.
-pub(super) fn describe(bytes: &[u8]) -> Vec<u8> {
+fn describe(bytes: &[u8]) -> Vec<u8> {
     let mut out = format!("{{\"length\":{},\"sha256\":\"", bytes.len());
     for byte in Sha256::digest(bytes) {
         // writing to a String cannot fail

@@ -14,7 +14,8 @@ use datafusion::arrow::array::{
 use datafusion::arrow::datatypes::DataType;
 use serde_json::value::RawValue;
 
-use super::dead::{DeadLetter, Reason, cut, describe};
+use super::cloudevent;
+use super::dead::{DeadLetter, Reason, cut};
 use super::parse::{FieldOrder, Kind, N, Parsed, RAWS, column, kind, object, raw_slot, record, string};
 use super::prices::{Prices, Usage};
 use super::redact::{FORBIDDEN, Redactor, write_string};
@@ -184,6 +185,18 @@ impl Decoder {
 
     /// Decodes one record. Every failure becomes a dead letter; `now` is the clock for `future`.
     pub fn push(&mut self, origin: Origin, position: i64, payload: Option<&[u8]>, now: Wall) -> Pushed {
+        self.push_with(origin, position, payload, &[], now)
+    }
+
+    /// Decodes one record that has headers: it may be a CloudEvent ([`super::cloudevent`]).
+    pub fn push_with(
+        &mut self,
+        origin: Origin,
+        position: i64,
+        payload: Option<&[u8]>,
+        headers: &[(&str, &[u8])],
+        now: Wall,
+    ) -> Pushed {
         let Some(payload) = payload else {
             return self.reject(origin, Reason::Decode, "the record has no value", b"");
         };
@@ -194,26 +207,31 @@ impl Decoder {
         let Ok(text) = str::from_utf8(payload) else {
             return self.reject(origin, Reason::Decode, "the record is not UTF-8", payload);
         };
-        let mut parsed = Parsed::new();
-        let fault = match record(text, &mut self.order, &self.redactor, self.ignored, &mut parsed) {
-            Ok(()) => match check(&parsed, &self.settings, &self.redactor, now) {
-                Ok(checked) => {
-                    let row = self.positions.len();
-                    self.tally.dropped_fields += checked.dropped;
-                    let provenance = checked.provenance.map(|p| p.as_str(&self.settings.prices));
-                    append(&mut self.columns, &mut self.tally, row, &parsed, &checked, provenance);
-                    self.positions.push(position);
-                    self.origins.push(origin);
-                    return Pushed::Row(row);
-                }
-                Err(fault) => fault,
-            },
-            Err(fault) => Fault {
-                reason: if fault.out_of_range { Reason::OutOfRange } else { Reason::Decode },
-                message: fault.message,
-            },
+        let (said, whole) = if headers.is_empty() { Default::default() } else { cloudevent::of_headers(headers) };
+        let mut event = text;
+        let mut taken = if whole {
+            Err(Fault::decode("the record is not a CloudEvent in JSON"))
+        } else {
+            self.row(text, &said, now)
         };
-        match self.redact(text) {
+        if let Err(fault) = &taken
+            && (whole || fault.reason == Reason::MissingField)
+            && let Some(opened) = cloudevent::opened(text)
+        {
+            taken = opened.map_err(Fault::decode).and_then(|(data, said)| {
+                event = data;
+                self.row(data, &said, now)
+            });
+        }
+        let fault = match taken {
+            Ok(row) => {
+                self.positions.push(position);
+                self.origins.push(origin);
+                return Pushed::Row(row);
+            }
+            Err(fault) => fault,
+        };
+        match self.redact(event) {
             Some((value, tenant)) => {
                 self.dead.push(DeadLetter::new(origin, fault.reason, fault.message, tenant, value));
                 Pushed::Dead(self.dead.len() - 1)
@@ -222,12 +240,32 @@ impl Decoder {
         }
     }
 
+    /// Appends an event as a row, if it is one. What is `said` of it stands in for what it leaves out.
+    fn row(&mut self, text: &str, said: &cloudevent::Said, now: Wall) -> Result<usize, Fault> {
+        let mut parsed = Parsed::new();
+        record(text, &mut self.order, &self.redactor, self.ignored, &mut parsed).map_err(|fault| Fault {
+            reason: if fault.out_of_range { Reason::OutOfRange } else { Reason::Decode },
+            message: fault.message,
+        })?;
+        if let Some(id) = said.id.as_ref().filter(|_| self.ignored >> col::EVENT_ID & 1 == 0) {
+            parsed.default_text(col::EVENT_ID, id.clone());
+        }
+        if let Some(time) = said.time {
+            parsed.default_time(time);
+        }
+        let checked = check(&parsed, &self.settings, &self.redactor, now)?;
+        let row = self.positions.len();
+        self.tally.dropped_fields += checked.dropped;
+        let provenance = checked.provenance.map(|p| p.as_str(&self.settings.prices));
+        append(&mut self.columns, &mut self.tally, row, &parsed, &checked, provenance);
+        Ok(row)
+    }
+
     /// Makes a record that cannot even be read as JSON a dead letter: its bytes are described, or kept if they are
     /// undecodable and the settings say so. For readers of files too, whose lines may be broken before decoding.
     pub fn reject(&mut self, origin: Origin, reason: Reason, message: impl Into<String>, bytes: &[u8]) -> Pushed {
         let keep = self.settings.keep_undecodable && reason != Reason::Oversize;
-        let value = if keep { bytes.to_vec() } else { describe(bytes) };
-        self.dead.push(DeadLetter::new(origin, reason, message, None, value));
+        self.dead.push(DeadLetter::of_bytes(origin, reason, message, bytes, keep));
         Pushed::Dead(self.dead.len() - 1)
     }
 

@@ -4,6 +4,7 @@
 //! clock or asks a broker: `now` and the record's [`Origin`] are arguments. Content that must not travel (prompts, PII,
 //! fields nobody listed) is gone before the row or the dead letter exists.
 
+mod cloudevent;
 mod dead;
 mod decode;
 pub mod dedup;
@@ -11,6 +12,7 @@ mod encode;
 pub mod files;
 mod money;
 mod murmur;
+pub mod otlp;
 mod parse;
 pub mod prices;
 pub mod redact;

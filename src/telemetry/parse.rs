@@ -151,6 +151,22 @@ impl<'a> Parsed<'a> {
         self.counts[SLOTS[column]]
     }
 
+    /// Sets a `Text` column that the record leaves out.
+    pub fn default_text(&mut self, column: usize, text: String) {
+        if self.present >> column & 1 == 0 {
+            self.texts[SLOTS[column]] = Some(Cow::Owned(text));
+            self.present |= 1 << column;
+        }
+    }
+
+    /// Sets the event time where the record leaves it out.
+    pub fn default_time(&mut self, time: i64) {
+        if self.present >> col::EVENT_TIME & 1 == 0 {
+            self.time = time;
+            self.present |= 1 << col::EVENT_TIME;
+        }
+    }
+
     /// A `Money`, `Score` or `Duration` column as JSON number text; an `Object` as JSON.
     pub const fn raw(&self, column: usize) -> Option<&'a RawValue> {
         self.raws[SLOTS[column]]

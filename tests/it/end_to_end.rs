@@ -127,6 +127,8 @@ percent = 100
 listen = \"127.0.0.1:0\"
 [sql]
 listen = \"127.0.0.1:0\"
+[otlp]
+listen = \"127.0.0.1:0\"
 ",
             policies.display()
         );

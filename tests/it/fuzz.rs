@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 use datafusion::arrow::array::{
     ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use prost::Message as _;
+use runwarden::telemetry::otlp::Encoding;
 
 #[path = "../../fuzz/targets.rs"]
 mod targets;
@@ -201,6 +204,41 @@ fn damaged_parquet_is_read_or_refused() {
         parquet_file(Compression::ZSTD(ZstdLevel::default()), true),
     ];
     fuzz("parquet", 400, &seeds, |data| targets::file("parquet", data));
+}
+
+/// A request with an agent, a call and a tool, whose texts are long enough to be cut and changed.
+fn export() -> serde_json::Value {
+    let span = |id: u8, parent: &str, operation: &str, more: &str| {
+        format!(
+            r#"{{"traceId":"5b8efff798038103d269b633813fc60c","spanId":"{id:016x}","parentSpanId":"{parent}","traceState":"","name":"n","kind":3,
+            "startTimeUnixNano":"1767323045000000000","endTimeUnixNano":"1767323046000000000","status":{{"code":2,"message":"m"}},"events":[{{"timeUnixNano":"1","name":"e"}}],
+            "attributes":[{{"key":"gen_ai.operation.name","value":{{"stringValue":"{operation}"}}}}{more}]}}"#
+        )
+    };
+    let usage = r#",{"key":"gen_ai.usage.input_tokens","value":{"intValue":"12"}},{"key":"gen_ai.usage.output_tokens","value":{"doubleValue":3.0}},
+        {"key":"gen_ai.usage.cache_read.input_tokens","value":{"intValue":"4"}},{"key":"runwarden.cost_usd","value":{"stringValue":"0.25"}},
+        {"key":"region","value":{"arrayValue":{"values":[{"boolValue":true},{"kvlistValue":{"values":[{"key":"a","value":{"bytesValue":"AAE="}}]}}]}}}"#;
+    let (agent, call, tool) = (
+        span(1, "", "invoke_agent", ""),
+        span(2, "0000000000000001", "chat", usage),
+        span(3, "0000000000000001", "execute_tool", ""),
+    );
+    let resource = r#"{"attributes":[{"key":"runwarden.tenant_id","value":{"stringValue":"acme"}}]}"#;
+    let text = format!(
+        r#"{{"resourceSpans":[{{"resource":{resource},"scopeSpans":[{{"scope":{{"name":"s"}},"spans":[{call},{tool},{agent}]}}]}}]}}"#
+    );
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn damaged_spans_in_json_are_refused_or_telemetry() {
+    fuzz("otlp_json", 1_000, &[export().to_string().into_bytes()], |data| targets::otlp(Encoding::Json, data));
+}
+
+#[test]
+fn damaged_spans_in_protobuf_are_refused_or_telemetry() {
+    let request: ExportTraceServiceRequest = serde_json::from_value(export()).unwrap();
+    fuzz("otlp_proto", 2_000, &[request.encode_to_vec()], |data| targets::otlp(Encoding::Proto, data));
 }
 
 #[test]

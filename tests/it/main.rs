@@ -31,6 +31,7 @@ mod level_live;
 mod live_topic;
 mod manual;
 mod observability;
+mod otlp_live;
 mod policy_tests;
 mod real_hour;
 mod respond;

@@ -33,12 +33,14 @@ fn named(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_manual_lists_exactly_the_metrics_that_exist() {
-    let manual = read("docs/operations.md");
-    let listed: BTreeSet<String> = manual
-        .lines()
-        .filter_map(|l| l.strip_prefix("| `runwarden_")?.split('`').next())
-        .map(|n| format!("runwarden_{n}"))
-        .collect();
+    let of = |path: &str, prefix: &str| -> Vec<String> {
+        let needle = format!("| `{prefix}");
+        let manual = read(path);
+        let names = manual.lines().filter_map(|l| l.strip_prefix(&needle)?.split('`').next());
+        names.map(|n| format!("{prefix}{n}")).collect()
+    };
+    let listed: BTreeSet<String> =
+        of("docs/operations.md", "runwarden_").into_iter().chain(of("docs/otlp.md", "otlp_")).collect();
     assert_eq!(listed, declared());
 }
 

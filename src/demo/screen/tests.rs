@@ -4,6 +4,7 @@ fn places() -> Places {
     Places {
         http: "http://127.0.0.1:8080".to_owned(),
         sql: "127.0.0.1:5433".to_owned(),
+        otlp: "http://127.0.0.1:4318".to_owned(),
         brokers: "127.0.0.1:40001".to_owned(),
         note: None,
     }

@@ -403,3 +403,47 @@ proptest! {
         }
     }
 }
+
+fn of_headers(headers: &[(&str, &str)], payload: &str) -> Decoded {
+    let mut decoder = Decoder::new(Arc::new(settings()));
+    let headers: Vec<(&str, &[u8])> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+    decoder.push_with(origin(0), 0, Some(payload.as_bytes()), &headers, NOW);
+    decoder.finish()
+}
+
+#[test]
+fn a_cloud_event_in_binary_mode_lends_its_id_and_time() {
+    let headers =
+        [("ce_specversion", "1.0"), ("ce_id", "7"), ("ce_source", "//w"), ("ce_time", "2026-01-02T03:04:05Z")];
+    let bare = r#"{"event_type":"run.step","tenant_id":"t"}"#;
+    let decoded = of_headers(&headers, bare);
+    assert!(decoded.dead.is_empty(), "{:?}", decoded.dead);
+    let row = |decoded: &Decoded| String::from_utf8(crate::telemetry::redacted_json(&decoded.batch.rows, 0)).unwrap();
+    let lent =
+        r#"{"event_id":"//w 7","event_time":"2026-01-02T03:04:05.000000Z","event_type":"run.step","tenant_id":"t"}"#;
+    assert_eq!(row(&decoded), lent);
+    let own =
+        r#"{"event_id":"mine","event_time":"2026-01-01T00:00:00.000000Z","event_type":"run.step","tenant_id":"t"}"#;
+    assert_eq!(row(&of_headers(&headers, own)), own, "what the event says itself stands");
+    assert_eq!(of_headers(&headers[..3], bare).dead[0].reason, Reason::MissingField);
+}
+
+#[test]
+fn a_cloud_event_in_structured_mode_is_opened_with_and_without_its_header() {
+    let event = r#"{"specversion":"1.0","id":"7","source":"//w","type":"t","time":"2026-01-02T03:04:05Z","data":{"event_type":"run.step","tenant_id":"t","prompt":"S"}}"#;
+    for headers in [&[("content-type", "application/cloudevents+json")][..], &[]] {
+        let decoded = of_headers(headers, event);
+        assert!(decoded.dead.is_empty(), "{:?}", decoded.dead);
+        let row = String::from_utf8(crate::telemetry::redacted_json(&decoded.batch.rows, 0)).unwrap();
+        assert_eq!(
+            row,
+            r#"{"event_id":"//w 7","event_time":"2026-01-02T03:04:05.000000Z","event_type":"run.step","tenant_id":"t"}"#
+        );
+    }
+    let bad = event.replace("run.step", "run.stepped");
+    let dead = &of_headers(&[], &bad).dead[0];
+    assert_eq!((dead.reason, dead.tenant_id.as_deref()), (Reason::Decode, Some("t")));
+    assert!(!String::from_utf8_lossy(&dead.value).contains('S'), "what is within is redacted too");
+    let announced = of_headers(&[("content-type", "application/cloudevents+json")], r#"{"event_type":"run.step"}"#);
+    assert_eq!(announced.dead[0].reason, Reason::Decode, "what is announced must be one");
+}
