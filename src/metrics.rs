@@ -5,6 +5,7 @@
 //! model name can never become a label; every counter stands at 0 for its known labels from the start. What is counted of
 //! [`panels`] has the names of its own that operators know: `panel_…`.
 
+pub mod channels;
 pub mod family;
 mod holdings;
 pub mod labels;
@@ -122,6 +123,8 @@ pub struct Metrics {
     pub sql_rows: IntCounter,
     /// What is counted of panels.
     pub panels: panels::Panels,
+    /// What is counted of channels.
+    pub channels: channels::Channels,
     /// Sets of files that this process read, by what became of them.
     pub policy_sets: Family<SetOutcome>,
     /// Revision of the policies in force, as followed; 0 before any.
@@ -275,6 +278,7 @@ impl Metrics {
             sql_statements: Family::register(r, "runwarden_sql_statements_total", "Statements of SQL")?,
             sql_rows: counter(r, "runwarden_sql_rows_total", "Rows sent by SQL")?,
             panels: panels::Panels::register(r)?,
+            channels: channels::Channels::register(r)?,
             policy_sets: Family::register(r, "runwarden_policy_sets_total", "Sets of files read by this process")?,
             policy_revision: gauge(r, "runwarden_policy_revision", "Revision of the policies in force, 0 before any")?,
             policy_generation: gauge(r, "runwarden_policy_generation", "Generation of the set of files in force")?,

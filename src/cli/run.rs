@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
+use crate::cli::delivering::{self, Delivering};
 use crate::cli::governing::SetFiles;
 use crate::cli::keys::{self, Keys};
 use crate::cli::load::{Loaded, Texts, Tuning};
@@ -65,12 +66,17 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let level = follows.then(|| leveled::start(&config, shell.clone(), Arc::clone(&keys))).transpose()?;
     let answering = Answering::of(&config, Some(&keys))?.filter(|_| !arguments.until_end);
     let tabling = Tabling::of(&config, &keys).filter(|_| !arguments.until_end);
+    let delivering = if arguments.until_end { None } else { Delivering::of(&config)? };
+    for said in delivering::unrouted(&config, &loaded.policies).said() {
+        tracing::warn!("{said}");
+    }
     let governance = match arguments.until_end {
         true => Governance::Files,
         false => governance(&config, texts, tuning, keys, &loaded),
     };
     let service =
         Service::start(Some((loaded, shell, governance)), &config.roles, listener, &hash, answering, tabling)?;
+    let delivered = delivering.map(|delivering| delivering.start(&service.metrics)).transpose()?;
     let sql = service.sql().map(tracing::field::display);
     tracing::info!(address = %service.address, sql, policies, roles = roles(&config), "runwarden is up");
     let refused = provision(&client, &topics)?;
@@ -88,6 +94,7 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         }
     };
     drop(level);
+    drop(delivered);
     ended(outcome)
 }
 
@@ -118,7 +125,9 @@ fn alone(config: &Config, listener: std::net::TcpListener, hash: &str) -> Result
     let answering = Answering::of(config, keys.as_ref())?;
     let tabling = keys.as_ref().and_then(|keys| Tabling::of(config, keys));
     let _level = keys.map(|keys| leveled::start(config, load::shell(config), keys)).transpose()?;
+    let delivering = Delivering::of(config)?;
     let service = Service::start(None, &config.roles, listener, hash, answering, tabling)?;
+    let _delivered = delivering.map(|delivering| delivering.start(&service.metrics)).transpose()?;
     let sql = service.sql().map(tracing::field::display);
     tracing::info!(address = %service.address, sql, roles = roles(config), "runwarden is up, without the role core: it owns no partitions");
     if let Some(said) = config.idle_process() {

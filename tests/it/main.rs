@@ -10,6 +10,7 @@ mod acting;
 mod blind_live;
 mod blindness;
 mod bounds;
+mod channels_live;
 mod commands;
 mod conditions;
 mod decisions;

@@ -17,6 +17,7 @@ const WALLS: &[(&str, &[&str])] = &[
     ("pipeline", &["clock", "decide", "policy", "stream", "telemetry", "kafka::core"]),
     ("kafka", &["clock", "config", "metrics"]),
     ("serve", &["clock", "config", "decide", "metrics", "kafka", "policy", "telemetry"]),
+    ("channels", &["clock", "config", "decide", "kafka", "metrics"]),
     ("demo", &["clock", "metrics"]),
 ];
 /// The room where all others meet.
