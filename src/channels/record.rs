@@ -81,7 +81,8 @@ mod tests {
     fn a_delivery_says_who_was_told_what_and_how_it_went() {
         let message = message("a", 2, "UPDATED", "HIGH");
         let now = Wall(message.at + 1_500_000);
-        let mut item = Item { partition: 0, offset: 4, message, since: now, attempts: 3, last_error: Some("status 500".into()) };
+        let mut item =
+            Item { partition: 0, offset: 4, message, since: now, attempts: 3, last_error: Some("status 500".into()) };
         let line = audit("ops", "webhook", &item, Outcome::GaveUp, now);
         assert_eq!(
             line.after,
@@ -90,7 +91,10 @@ mod tests {
                 "latency_ms": 1500, "error": "status 500",
             })
         );
-        assert_eq!((line.kind.as_str(), line.principal.as_str(), line.tenant_id.as_str()), ("delivery", "channel:ops", "acme"));
+        assert_eq!(
+            (line.kind.as_str(), line.principal.as_str(), line.tenant_id.as_str()),
+            ("delivery", "channel:ops", "acme")
+        );
         assert!(line.reason.contains("status 500"));
         item.attempts += 1;
         let again = audit("ops", "webhook", &item, Outcome::GaveUp, Wall(now.0 + 1));

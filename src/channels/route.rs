@@ -196,7 +196,11 @@ mod tests {
         {
             assert_eq!(all.route(&alert("a", revision, status, "LOW")), route);
         }
-        assert_eq!(router("send-updates = \"none\"").route(&alert("b", 7, "UPDATED", "LOW")), Route::Tell, "unheard of");
+        assert_eq!(
+            router("send-updates = \"none\"").route(&alert("b", 7, "UPDATED", "LOW")),
+            Route::Tell,
+            "unheard of"
+        );
     }
 
     #[test]

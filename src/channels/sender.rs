@@ -180,13 +180,11 @@ fn judge(outcome: Result<Answer, String>, taken: impl Fn(&Answer) -> bool) -> At
             // a plain word, as Slack says it; anything else may repeat what was sent
             let word = body.trim();
             let plain = word.len() <= 64 && word.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-            let why = if plain && !word.is_empty() {
-                format!("status {status}: {word}")
-            } else {
-                format!("status {status}")
-            };
+            let why =
+                if plain && !word.is_empty() { format!("status {status}: {word}") } else { format!("status {status}") };
             // who may, and where, can be set right while alerts wait; what was said cannot
-            let later = matches!(status, 200..=399 | 401 | 403 | 404 | 407 | 408 | 409 | 421 | 425 | 429) || status >= 500;
+            let later =
+                matches!(status, 200..=399 | 401 | 403 | 404 | 407 | 408 | 409 | 421 | 425 | 429) || status >= 500;
             if later { Attempt::Later { why, after: retry_after } } else { Attempt::Never(why) }
         }
     }
@@ -200,7 +198,9 @@ mod tests {
 
     #[test]
     fn answers_are_taken_tried_again_or_given_up() {
-        let answer = |status, body: &str| Ok(Answer { status, retry_after: Some(Duration::from_secs(7)), body: body.to_owned() });
+        let answer = |status, body: &str| {
+            Ok(Answer { status, retry_after: Some(Duration::from_secs(7)), body: body.to_owned() })
+        };
         let slack = |answer: &Answer| answer.status == 200 && answer.body == "ok";
         assert_eq!(judge(answer(200, "ok"), slack), Attempt::Done);
         let later = |why: &str| Attempt::Later { why: why.to_owned(), after: Some(Duration::from_secs(7)) };

@@ -277,7 +277,12 @@ impl Session<'_> {
             }
             Attempt::Never(why) => {
                 self.pace.answered(now);
-                tracing::warn!(channel = self.channel.name, alert = item.message.alert.alert_id, why, "an alert was refused");
+                tracing::warn!(
+                    channel = self.channel.name,
+                    alert = item.message.alert.alert_id,
+                    why,
+                    "an alert was refused"
+                );
                 item.last_error = Some(why);
                 Outcome::GaveUp
             }

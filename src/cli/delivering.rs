@@ -123,7 +123,10 @@ impl Unrouted {
         let kinds: Vec<&str> = CHANNEL_KINDS.iter().map(|(name, _)| *name).collect();
         let said = |(name, policies): (&String, &Vec<String>)| {
             let kind = if kinds.iter().any(|kind| kind.eq_ignore_ascii_case(name)) { "type" } else { "name" };
-            format!("policies {} alert {name}, and no channel has that {kind}: nobody is told there", policies.join(", "))
+            format!(
+                "policies {} alert {name}, and no channel has that {kind}: nobody is told there",
+                policies.join(", ")
+            )
         };
         self.names.iter().map(said).collect()
     }
@@ -177,7 +180,8 @@ fn test(config: &Config, name: &str) -> Result<ExitCode, Failure> {
     let held = matches!(channel.kind, ChannelKind::Pagerduty | ChannelKind::Alertmanager);
     let states = [(1, "OPEN"), (2, "RESOLVED")];
     for (revision, status) in states.into_iter().take(if held { 2 } else { 1 }) {
-        let message = example(name, now.0, revision, status).ok_or_else(|| Failure::invalid("no test alert can be made"))?;
+        let message =
+            example(name, now.0, revision, status).ok_or_else(|| Failure::invalid("no test alert can be made"))?;
         match sender.send(0, &message, Wall::now()) {
             Attempt::Done => println!("{name}: {status} delivered"),
             Attempt::Later { why, .. } => return Err(Failure::Reach(format!("{name}: {status} not delivered: {why}"))),
@@ -201,4 +205,40 @@ fn example(channel: &str, now: Micros, revision: u64, status: &str) -> Option<Me
         "channels": [channel], "silenced_by": [], "inhibited_by": [], "is_synthetic": true,
     });
     Message::read(None, Some(alert.to_string().as_bytes()), now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICIES: &str = "
+id: run
+name: Run
+alerts: {channels: [ui, SLACK, ops]}
+limits:
+- {id: tokens, limit_type: TOKENS_PER_RUN, metric: run_tokens, max: 100}
+actions:
+- {type: notify, target: \"${run.id}\", reason: r, parameters: {channels: [pagerduty, ops]}}
+";
+
+    fn found(channels: &str) -> Unrouted {
+        let config = Config::from_toml(channels, "c.toml", []).unwrap();
+        let set = PolicySet::from_files(&[("p.yaml".to_owned(), POLICIES.to_owned())]).unwrap();
+        unrouted(&config, &set)
+    }
+
+    #[test]
+    fn a_policy_that_names_a_channel_nobody_configured_is_found() {
+        let ops = "[[channels.to]]\nname = \"ops\"\ntype = \"slack\"\nurl = \"https://e.com\"\n";
+        let said = found(ops).said();
+        assert_eq!(said, ["policies run alert pagerduty, and no channel has that type: nobody is told there"]);
+        let none = found("");
+        assert!(none.said().is_empty() && none.note().is_some_and(|said| said.contains("SLACK, ops, pagerduty")));
+    }
+
+    #[test]
+    fn a_test_alert_is_one_that_channels_can_tell() {
+        let message = example("ops", 1_767_571_200_000_000, 2, "RESOLVED").unwrap();
+        assert!(message.is_end() && message.alert.title.contains("ops"));
+    }
 }

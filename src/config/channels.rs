@@ -156,7 +156,8 @@ pub struct Channel {
     pub look_back: Duration,
 }
 
-const SEVERITIES: [(&str, &str); 4] = [("LOW", "LOW"), ("MEDIUM", "MEDIUM"), ("HIGH", "HIGH"), ("CRITICAL", "CRITICAL")];
+const SEVERITIES: [(&str, &str); 4] =
+    [("LOW", "LOW"), ("MEDIUM", "MEDIUM"), ("HIGH", "HIGH"), ("CRITICAL", "CRITICAL")];
 /// The title unless one is given.
 const TITLE: &str = "[{{ status }}] {{ severity }}: {{ title }}";
 /// The text unless one is given.
@@ -176,8 +177,7 @@ pub(super) fn channels(s: &mut Section<'_, '_>) -> Channels {
 fn channel(c: &mut Section<'_, '_>) -> Option<Channel> {
     use ChannelKind::{Alertmanager, Email as Mail, Pagerduty, Slack, Webhook};
     let name = c.optional("name");
-    let mut kinds: Vec<(&str, Option<ChannelKind>)> = CHANNEL_KINDS.iter().map(|(n, k)| (*n, Some(*k))).collect();
-    kinds.push(("", None));
+    let kinds = CHANNEL_KINDS.map(|(name, kind)| (name, Some(kind)));
     let kind = c.choice("type", None, &kinds);
     if let Some(name) = &name {
         let plain = |ch: char| ch.is_ascii_lowercase() || ch.is_ascii_digit() || matches!(ch, '-' | '_');
@@ -245,11 +245,16 @@ fn channel(c: &mut Section<'_, '_>) -> Option<Channel> {
         c.refuse("url-file", "stands beside url: one of them");
     }
     if urls.len() > if kind == Alertmanager { 16 } else { 1 } {
-        c.refuse("urls", "are for the members of a cluster of Alertmanagers, at most 16; another receiver is another channel");
+        c.refuse(
+            "urls",
+            "are for the members of a cluster of Alertmanagers, at most 16; another receiver is another channel",
+        );
     }
     let has_secret = secret.is_some() || secret_file.is_some();
     match kind {
-        Webhook | Slack | Alertmanager if urls.is_empty() && url_file.is_none() => c.refuse("type", "needs a url or a url-file"),
+        Webhook | Slack | Alertmanager if urls.is_empty() && url_file.is_none() => {
+            c.refuse("type", "needs a url or a url-file")
+        }
         Webhook | Pagerduty if !has_secret => c.refuse("type", "needs a secret or a secret-file"),
         _ => {}
     }
@@ -315,7 +320,7 @@ fn template(c: &mut Section<'_, '_>, key: &'static str, default: &str) -> Templa
         Ok(template) => template,
         Err(error) => {
             c.refuse(key, error);
-            Template::parse(default).unwrap_or_else(|_| Template::default())
+            Template::parse(default).unwrap_or_default()
         }
     }
 }

@@ -230,10 +230,16 @@ pub fn look_back(
     let until = Instant::now() + ANSWER;
     let first = patiently(until, || reader.first_since(topic, partition, since)).map_err(failed)?;
     let Some(first) = first.filter(|first| *first < to) else { return Ok(()) };
-    let seen = reader.to_end(topic, partition, Offset::Offset(first), || Instant::now() >= until, |message| {
-        let record = OwnedRecord::from_message(message);
-        let offset = record.offset;
-        if offset >= to || !each(record) || offset + 1 >= to { Next::Stop } else { Next::More }
-    });
+    let seen = reader.to_end(
+        topic,
+        partition,
+        Offset::Offset(first),
+        || Instant::now() >= until,
+        |message| {
+            let record = OwnedRecord::from_message(message);
+            let offset = record.offset;
+            if offset >= to || !each(record) || offset + 1 >= to { Next::Stop } else { Next::More }
+        },
+    );
     seen.map_err(failed)
 }

@@ -251,7 +251,9 @@ fn killed_in_the_middle_it_tells_again_and_loses_none() {
     // written while nobody is there: a new member does not begin at the end
     publish(&site, &[alert("late", 1, "OPEN")]);
     let running = site.sidecar(2);
-    eventually(&format!("every alert is told; it said:\n{}", running.said()), SOON, || slow.ids().len() == ids.len() + 1);
+    eventually(&format!("every alert is told; it said:\n{}", running.said()), SOON, || {
+        slow.ids().len() == ids.len() + 1
+    });
     running.terminate();
     let running = site.sidecar(3);
     publish(&site, &[alert("last", 1, "OPEN")]);
@@ -345,11 +347,17 @@ fn a_mail_server_with_tls_gets_mail_from_who_knows_the_password() {
         delivered(&site, "mail", "DELIVERED") == 1
     });
     let mail: Value = serde_json::from_str(&lines.next().unwrap()).unwrap();
-    assert_eq!((&mail["from"], &mail["tls"], &mail["user"]), (&json!("warden@example.com"), &json!(true), &json!("warden")));
+    assert_eq!(
+        (&mail["from"], &mail["tls"], &mail["user"]),
+        (&json!("warden@example.com"), &json!(true), &json!("warden"))
+    );
     assert_eq!(mail["to"], json!(["ops@example.com", "ada@example.com"]));
     let data = mail["data"].as_str().unwrap();
     assert!(data.contains("Message-ID: <m.1@runwarden.invalid>") && data.contains("over <the> limit"), "{data}");
-    assert!(data.contains("Subject: [OPEN] HIGH: over  Bcc: everyone@example.com") && !data.contains("\nBcc:"), "{data}");
+    assert!(
+        data.contains("Subject: [OPEN] HIGH: over  Bcc: everyone@example.com") && !data.contains("\nBcc:"),
+        "{data}"
+    );
     let test = site.command(&["channel", "test", "mail", "--config"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&test.stdout), "mail: OPEN delivered\n", "{test:?}");
     running.terminate();

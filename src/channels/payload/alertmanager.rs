@@ -119,7 +119,16 @@ fn body(alert: &Alert, texts: &Texts) -> Value {
         "alert_id": alert.alert_id,
         "revision": alert.revision.to_string(),
     });
-    for name in ["correlation_key", "metrics", "runs", "agents", "sources", "current_value", "minutes_to_limit", "resolve_reason"] {
+    for name in [
+        "correlation_key",
+        "metrics",
+        "runs",
+        "agents",
+        "sources",
+        "current_value",
+        "minutes_to_limit",
+        "resolve_reason",
+    ] {
         let value = field(alert, name);
         if !value.is_empty() {
             annotations[name] = json!(value);

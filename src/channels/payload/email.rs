@@ -50,7 +50,10 @@ mod tests {
     fn a_mail_says_it_in_plain_text_under_ids_that_stay() {
         let mail = mail("a/2", &alert("a", 2, "UPDATED", "HIGH"), &texts());
         assert_eq!(mail.subject, "[UPDATED] HIGH: run_tokens of RUN r-1 is over its limit");
-        assert_eq!((mail.message_id.as_str(), mail.thread.as_str()), ("<a.2@runwarden.invalid>", "<a@runwarden.invalid>"));
+        assert_eq!(
+            (mail.message_id.as_str(), mail.thread.as_str()),
+            ("<a.2@runwarden.invalid>", "<a@runwarden.invalid>")
+        );
         assert_eq!(
             mail.body,
             "120 of <100> & more\n\nTenant: acme\nSeverity: HIGH\nStatus: UPDATED\nMetrics: run_tokens\nValue: 120\nRuns: r-1\n\

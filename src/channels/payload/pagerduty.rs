@@ -84,10 +84,7 @@ mod tests {
                 })
             );
         }
-        assert_eq!(
-            event("RESOLVED", "HIGH"),
-            json!({"routing_key": key, "event_action": "resolve", "dedup_key": "a"})
-        );
+        assert_eq!(event("RESOLVED", "HIGH"), json!({"routing_key": key, "event_action": "resolve", "dedup_key": "a"}));
     }
 
     #[test]

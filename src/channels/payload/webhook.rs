@@ -62,7 +62,10 @@ impl Signer {
     /// None, too many, or one that is not base64 of 24 to 64 bytes.
     pub fn new(secrets: &[Secret]) -> Result<Self, Unusable> {
         let wrong = || {
-            Unusable::wrong("the secret", format!("must be whsec_ and base64 of 24 to 64 bytes; at most {SECRETS} of them"))
+            Unusable::wrong(
+                "the secret",
+                format!("must be whsec_ and base64 of 24 to 64 bytes; at most {SECRETS} of them"),
+            )
         };
         if secrets.is_empty() || secrets.len() > SECRETS {
             return Err(wrong());
