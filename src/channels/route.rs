@@ -222,14 +222,17 @@ mod tests {
     #[test]
     fn what_is_known_is_bounded() {
         let mut r = router("");
+        let (mut open, mut ended) = (alert("a", 1, "OPEN", "LOW"), alert("a", 2, "RESOLVED", "LOW"));
         for n in 0..KNOWN + 10 {
-            r.route(&alert(&n.to_string(), 1, "OPEN", "LOW"));
+            open.alert_id = n.to_string();
+            r.route(&open);
         }
         assert_eq!(r.known.len(), KNOWN);
         for n in 0..3 * KNOWN {
-            let id = format!("x{n}");
-            r.route(&alert(&id, 1, "OPEN", "LOW"));
-            r.route(&alert(&id, 2, "RESOLVED", "LOW"));
+            open.alert_id = format!("x{n}");
+            ended.alert_id.clone_from(&open.alert_id);
+            r.route(&open);
+            r.route(&ended);
         }
         assert!(r.order.len() <= 2 * KNOWN);
     }

@@ -217,6 +217,7 @@ name: Run
 alerts: {channels: [ui, SLACK, ops]}
 limits:
 - {id: tokens, limit_type: TOKENS_PER_RUN, metric: run_tokens, max: 100}
+condition: {type: field_comparison, field: agent.anomaly_score, operator: \">=\", value: 0.8}
 actions:
 - {type: notify, target: \"${run.id}\", reason: r, parameters: {channels: [pagerduty, ops]}}
 ";
