@@ -7,6 +7,7 @@
 //! Dependencies point one way: `cli` → shell (`kafka`, `serve`, `edge`) → `pipeline` → `decide` → `policy`, `stream`, `telemetry`.
 //! What decides does no I/O, asks no clock and uses no randomness.
 
+pub mod channels;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -5,6 +5,7 @@
 //! model name can never become a label; every counter stands at 0 for its known labels from the start. What is counted of
 //! [`panels`] and [`otlp`] has the names of its own that operators know: `panel_…`, `otlp_…`.
 
+pub mod channels;
 pub mod family;
 mod holdings;
 pub mod labels;
@@ -125,6 +126,8 @@ pub struct Metrics {
     pub panels: panels::Panels,
     /// What is counted of OTLP.
     pub otlp: otlp::Otlp,
+    /// What is counted of channels.
+    pub channels: channels::Channels,
     /// Sets of files that this process read, by what became of them.
     pub policy_sets: Family<SetOutcome>,
     /// Revision of the policies in force, as followed; 0 before any.
@@ -281,6 +284,7 @@ impl Metrics {
             sql_rows: counter(r, "runwarden_sql_rows_total", "Rows sent by SQL")?,
             panels: panels::Panels::register(r)?,
             otlp: otlp::Otlp::register(r)?,
+            channels: channels::Channels::register(r)?,
             policy_sets: Family::register(r, "runwarden_policy_sets_total", "Sets of files read by this process")?,
             policy_revision: gauge(r, "runwarden_policy_revision", "Revision of the policies in force, 0 before any")?,
             policy_generation: gauge(r, "runwarden_policy_generation", "Generation of the set of files in force")?,

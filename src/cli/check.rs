@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::cli::load::{self, Loaded, Texts};
-use crate::cli::{CheckArguments, Failure, paneled};
+use crate::cli::{CheckArguments, Failure, delivering, paneled};
 use crate::clock::Wall;
 use crate::config::Config;
 use crate::policy::{Severity, schema_text};
@@ -22,7 +22,16 @@ pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
     empty.filled();
     let panels = paneled::checked(&config, &empty)?;
     let idle = config.without_effect();
-    let warnings = loaded.findings.iter().filter(|f| f.severity == Severity::Warning).count() + idle.len();
+    let unrouted = delivering::unrouted(&config, &loaded.policies);
+    let unusable = delivering::unusable(&config);
+    let found = loaded.findings.iter().filter(|f| f.severity == Severity::Warning).count();
+    let warnings = found + idle.len() + unrouted.said().len() + unusable.len();
+    for said in unrouted.said().iter().chain(&unusable) {
+        println!("warning: {said}");
+    }
+    if let Some(said) = unrouted.note() {
+        println!("note: {said}");
+    }
     for key in idle {
         println!("warning: {key} is set, and nothing acts upon it in this version");
     }
@@ -56,7 +65,7 @@ fn print(config: &Config, texts: &Texts, loaded: &Loaded) {
     println!("configuration {:012x}", config.digest());
     let idle = config.idle_roles();
     for role in &config.roles {
-        let does = if idle.contains(role) { "nothing in this version" } else { role.does() };
+        let does = if idle.contains(role) { "nothing: no channel is configured" } else { role.does() };
         println!("role   {:<24} {does}", role.as_str());
     }
     for (metric, (file, _)) in loaded.settings.metrics.iter().zip(&texts.metrics) {

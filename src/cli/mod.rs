@@ -7,6 +7,7 @@ mod acting;
 mod backfill;
 mod check;
 mod commanding;
+mod delivering;
 mod demo;
 mod edging;
 mod explain;
@@ -89,8 +90,31 @@ enum Command {
     Backfill(backfill::BackfillArguments),
     /// Responses to the policy level: previews what would be done; applies, undoes, brakes, unlocks
     Respond(RespondArguments),
+    /// Channels: who is told of alerts, and whether that works
+    Channel(ChannelArguments),
     /// Why something was decided: events, SQL, window, policies considered; and decides it again
     Explain(ExplainArguments),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit codes: 0 delivered; 1 no such channel, unusable settings, or refused for good; 3 the receiver could not be reached now.")]
+struct ChannelArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    #[command(subcommand)]
+    action: ChannelAction,
+}
+
+#[derive(Debug, Subcommand)]
+enum ChannelAction {
+    /// The channels of the configuration; never with addresses or secrets
+    List,
+    /// Sends a test alert, once, and says what came of it; where alerts are held open it is resolved at once
+    Test {
+        /// Its name
+        name: String,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -571,6 +595,7 @@ pub fn main() -> ExitCode {
         Command::Lesson(a) => acting::lesson(&a),
         Command::Backfill(a) => backfill::main(&a),
         Command::Respond(a) => commanding::respond(&a),
+        Command::Channel(a) => delivering::main(&a),
         Command::Explain(a) => explain::main(&a),
     };
     match result {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
+use crate::cli::delivering::{self, Delivering};
 use crate::cli::edging::Edging;
 use crate::cli::governing::SetFiles;
 use crate::cli::keys::{self, Keys};
@@ -67,6 +68,10 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let level = follows.then(|| leveled::start(&config, shell.clone(), Arc::clone(&keys))).transpose()?;
     let answering = Answering::of(&config, Some(&keys))?.filter(|_| !arguments.until_end);
     let tabling = Tabling::of(&config, &keys).filter(|_| !arguments.until_end);
+    let delivering = if arguments.until_end { None } else { Delivering::of(&config)? };
+    for said in delivering::unrouted(&config, &loaded.policies).said() {
+        tracing::warn!("{said}");
+    }
     let governance = match arguments.until_end {
         true => Governance::Files,
         false => governance(&config, texts, tuning, keys, &loaded),
@@ -74,6 +79,7 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let service =
         Service::start(Some((loaded, shell, governance)), &config.roles, listener, &hash, answering, tabling)?;
     let edge = edging.map(|edging| edging.start(&service.metrics)).transpose()?;
+    let delivered = delivering.map(|delivering| delivering.start(&service.metrics)).transpose()?;
     let sql = service.sql().map(tracing::field::display);
     let otlp = edge.as_ref().map(|edge| tracing::field::display(edge.address));
     tracing::info!(address = %service.address, sql, otlp, policies, roles = roles(&config), "runwarden is up");
@@ -94,6 +100,7 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         }
     };
     drop(level);
+    drop(delivered);
     ended(outcome)
 }
 
@@ -129,8 +136,10 @@ fn alone(
     let answering = Answering::of(config, keys.as_ref())?;
     let tabling = keys.as_ref().and_then(|keys| Tabling::of(config, keys));
     let _level = keys.map(|keys| leveled::start(config, load::shell(config), keys)).transpose()?;
+    let delivering = Delivering::of(config)?;
     let service = Service::start(None, &config.roles, listener, hash, answering, tabling)?;
     let edge = edging.map(|edging| edging.start(&service.metrics)).transpose()?;
+    let _delivered = delivering.map(|delivering| delivering.start(&service.metrics)).transpose()?;
     let sql = service.sql().map(tracing::field::display);
     let otlp = edge.as_ref().map(|edge| tracing::field::display(edge.address));
     tracing::info!(address = %service.address, sql, otlp, roles = roles(config), "runwarden is up, without the role core: it owns no partitions");

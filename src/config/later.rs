@@ -12,9 +12,10 @@ impl Config {
         changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
     }
 
-    /// The enabled roles that have nothing to do in this version.
+    /// The enabled roles that have nothing to do: channels, where none is configured.
     pub fn idle_roles(&self) -> Vec<Role> {
-        self.roles.iter().copied().filter(|role| matches!(role, Role::Channels)).collect()
+        let idle = |role: &Role| *role == Role::Channels && self.channels.to.is_empty();
+        self.roles.iter().copied().filter(idle).collect()
     }
 
     /// What a process does that plays no other roles than those with nothing to do; `None`: it plays one that has.
@@ -23,8 +24,8 @@ impl Config {
         let names: Vec<&str> = idle.iter().map(|role| role.as_str()).collect();
         (idle.len() == self.roles.len()).then(|| {
             format!(
-                "this process only answers /metrics, /healthz, /readyz and /status.json: in this version there is nothing to do \
-                 for the role{} {} alone; add \"core\" to [roles] enabled to own partitions and decide, \"edge\" for verdicts, \
+                "this process only answers /metrics, /healthz, /readyz and /status.json: there is nothing to do \
+                 for the role{} {} alone without [[channels.to]]; add \"core\" to [roles] enabled to own partitions and decide, \"edge\" for verdicts, \
                  \"serve\" for the status page",
                 if names.len() == 1 { "" } else { "s" },
                 names.join(" and ")

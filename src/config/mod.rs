@@ -8,12 +8,15 @@
 
 mod acting;
 mod auth;
+mod channels;
 mod fault;
 mod later;
 mod level;
+mod matcher;
 mod otlp;
 mod reader;
 mod secret;
+mod template;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,13 +29,18 @@ use toml::de::DeTable;
 
 pub use self::acting::{Alerts, Blindness, Breaker, Interventions};
 pub use self::auth::{Auth, Jwt, Key, Loopback, Token};
+pub use self::channels::{
+    CHANNEL_KINDS, Channel, ChannelKind, Channels, Email, MailSecurity, Reach, Updates, address as channel_address,
+};
 pub use self::fault::Fault;
 pub(crate) use self::fault::nearest;
 pub use self::level::{Action, ActionKind, ActionLevel, Level, OWN_ACTIONS, Percent, Respond};
+pub use self::matcher::Matcher;
 pub use self::otlp::Otlp;
 use self::reader::{Reader, Section};
 pub(crate) use self::reader::{read_duration, write_duration};
 pub use self::secret::Secret;
+pub use self::template::{FIELDS, Template, cut};
 use crate::telemetry::redact::{FORBIDDEN, Redactor};
 use crate::telemetry::{Prices, Settings};
 
@@ -64,6 +72,8 @@ pub struct Config {
     pub auth: Auth,
     /// How alerts live.
     pub alerts: Alerts,
+    /// Who is told of them.
+    pub channels: Channels,
     /// How long interventions may take.
     pub interventions: Interventions,
     /// When a policy goes too far.
@@ -341,6 +351,7 @@ impl Config {
             otlp: r.section(root, "otlp", otlp::otlp),
             auth: r.section(root, "auth", auth::auth),
             alerts: r.section(root, "alerts", acting::alerts),
+            channels: r.section(root, "channels", channels::channels),
             interventions: r.section(root, "interventions", acting::interventions),
             breaker: r.section(root, "breaker", acting::breaker),
             blindness: r.section(root, "blindness", acting::blindness),

@@ -22,6 +22,7 @@ pub mod resize;
 pub mod shell;
 pub mod status;
 pub mod steps;
+pub mod subscribe;
 pub mod topics;
 pub mod transaction;
 

@@ -11,6 +11,7 @@ mod asyncapi;
 mod blind_live;
 mod blindness;
 mod bounds;
+mod channels_live;
 mod commands;
 mod conditions;
 mod decisions;

@@ -18,6 +18,7 @@ const WALLS: &[(&str, &[&str])] = &[
     ("kafka", &["clock", "config", "metrics"]),
     ("serve", &["clock", "config", "decide", "metrics", "kafka", "policy", "telemetry"]),
     ("edge", &["clock", "kafka", "metrics", "serve", "telemetry"]),
+    ("channels", &["clock", "config", "decide", "kafka", "metrics"]),
     ("demo", &["clock", "metrics"]),
 ];
 /// The room where all others meet.
