@@ -291,7 +291,7 @@ impl Drop for Ending {
 }
 
 const MAIL_SERVER: &str = "
-import json, ssl, sys
+import json, socket, ssl, sys
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 class Handler:
@@ -305,11 +305,13 @@ def login(server, session, envelope, mechanism, data):
     return AuthResult(success=good, auth_data=data.login.decode() if good else None)
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(sys.argv[1], sys.argv[2])
-controller = Controller(Handler(), hostname='127.0.0.1', port=0, tls_context=context, require_starttls=True, authenticator=login,
+with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+controller = Controller(Handler(), hostname='127.0.0.1', port=port, ready_timeout=60, tls_context=context, require_starttls=True, authenticator=login,
                         auth_required=True)
-controller._trigger_server = lambda: None
 controller.start()
-print(controller.server.sockets[0].getsockname()[1], flush=True)
+print(port, flush=True)
 sys.stdin.read()
 ";
 
