@@ -330,8 +330,10 @@ fn a_mail_server_with_tls_gets_mail_from_who_knows_the_password() {
         return;
     }
     fs::write(at("password"), "open sesame\n").unwrap();
-    let child = Command::new(python).args(["-c", MAIL_SERVER, &at("cert.pem"), &at("key.pem")]);
-    let mut child = Ending(child_of(child));
+    let mut server = Command::new(python);
+    server.args(["-c", MAIL_SERVER, &at("cert.pem"), &at("key.pem")]);
+    server.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = Ending(server.spawn().unwrap());
     let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines().map(Result::unwrap);
     let port = lines.next().unwrap();
     let channels = format!(
@@ -363,10 +365,6 @@ fn a_mail_server_with_tls_gets_mail_from_who_knows_the_password() {
     let test = site.command(&["channel", "test", "mail", "--config"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&test.stdout), "mail: OPEN delivered\n", "{test:?}");
     running.terminate();
-}
-
-fn child_of(command: &mut Command) -> Child {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
 }
 
 fn alertmanager() -> Option<String> {
