@@ -185,7 +185,7 @@ fn channel(c: &mut Section<'_, '_>) -> Option<Channel> {
             c.refuse("name", "must be at most 64 of lower-case letters, digits, '-' and '_'");
         }
         let other = |(known, of): &(&str, ChannelKind)| known == name && Some(*of) != kind;
-        if name == "ui" || CHANNEL_KINDS.iter().any(|known| other(known)) {
+        if name == "ui" || CHANNEL_KINDS.iter().any(other) {
             c.refuse("name", "is the name of another type");
         }
     }

@@ -291,7 +291,7 @@ impl Drop for Ending {
 }
 
 const MAIL_SERVER: &str = "
-import json, ssl, sys
+import json, socket, ssl, sys
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 class Handler:
@@ -305,11 +305,13 @@ def login(server, session, envelope, mechanism, data):
     return AuthResult(success=good, auth_data=data.login.decode() if good else None)
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(sys.argv[1], sys.argv[2])
-controller = Controller(Handler(), hostname='127.0.0.1', port=0, tls_context=context, require_starttls=True, authenticator=login,
+with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+controller = Controller(Handler(), hostname='127.0.0.1', port=port, ready_timeout=60, tls_context=context, require_starttls=True, authenticator=login,
                         auth_required=True)
-controller._trigger_server = lambda: None
 controller.start()
-print(controller.server.sockets[0].getsockname()[1], flush=True)
+print(port, flush=True)
 sys.stdin.read()
 ";
 
@@ -328,9 +330,10 @@ fn a_mail_server_with_tls_gets_mail_from_who_knows_the_password() {
         return;
     }
     fs::write(at("password"), "open sesame\n").unwrap();
-    let mut child = Command::new(python);
-    child.args(["-c", MAIL_SERVER, &at("cert.pem"), &at("key.pem")]);
-    let mut child = Ending(child_of(&mut child));
+    let mut server = Command::new(python);
+    server.args(["-c", MAIL_SERVER, &at("cert.pem"), &at("key.pem")]);
+    server.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = Ending(server.spawn().unwrap());
     let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines().map(Result::unwrap);
     let port = lines.next().unwrap();
     let channels = format!(
@@ -362,10 +365,6 @@ fn a_mail_server_with_tls_gets_mail_from_who_knows_the_password() {
     let test = site.command(&["channel", "test", "mail", "--config"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&test.stdout), "mail: OPEN delivered\n", "{test:?}");
     running.terminate();
-}
-
-fn child_of(command: &mut Command) -> Child {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
 }
 
 fn alertmanager() -> Option<String> {
