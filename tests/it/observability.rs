@@ -13,6 +13,7 @@ fn declared() -> BTreeSet<String> {
     let metrics = Metrics::register(&Registry::new(), &["run_tokens"]).unwrap();
     metrics.lag.set(0, 0);
     metrics.lag_age.set(0, 0);
+    metrics.channels.of("ops");
     metrics.set_config_hash("hash");
     let text = metrics.encode().unwrap();
     text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned)).collect()
