@@ -77,7 +77,7 @@ fn names_follow_the_rules_and_every_metric_has_help() {
         text.lines().filter_map(|l| l.strip_prefix("# HELP ")).filter_map(|l| l.split(' ').next()).collect();
     assert!(types.len() > 30, "all metrics are exported, got {}", types.len());
     for (name, kind) in types {
-        assert!(name.starts_with("runwarden_") || name.starts_with("panel_"), "{name}");
+        assert!(["runwarden_", "panel_", "otlp_"].iter().any(|own| name.starts_with(own)), "{name}");
         assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
         assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
         assert!(kind != "histogram" || name.ends_with("_seconds"), "{name}: all our histograms are of time");
@@ -109,6 +109,9 @@ fn labels_are_only_the_closed_ones() {
         "table",
         "partition",
         "panel_id",
+        "channel",
+        "code",
+        "signal",
         "le",
         "hash",
         "version",
