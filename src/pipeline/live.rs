@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use hashbrown::{Equivalent, HashMap};
+use hashbrown::{Equivalent, HashMap, HashSet};
 use rustc_hash::FxBuildHasher;
 
 use crate::clock::{Micros, SECOND, Wall};
@@ -186,8 +186,11 @@ impl Partition {
         }
         self.live.last = now.0;
         let over = std::mem::take(&mut self.live.over);
-        step.live.extend(over.into_iter().map(|(tenant, metric, id)| gone(&tenant, metric, &id)));
         self.show_windows(now, step)?;
+        // a group whose next window is shown already is not over
+        let mut shown: HashSet<String> = step.live.iter().map(Live::key).collect();
+        let over = over.into_iter().map(|(tenant, metric, id)| gone(&tenant, metric, &id));
+        step.live.extend(over.filter(|live| shown.insert(live.key())));
         self.show_entities(now, step);
         Ok(())
     }
@@ -205,7 +208,10 @@ impl Partition {
         let mut items = Vec::with_capacity(due.len());
         for group in due {
             let Some(known) = self.live.held.get_mut(&group) else { continue };
-            known.waits = false;
+            // its place in the queue was that of a window before
+            if !std::mem::replace(&mut known.waits, false) {
+                continue;
+            }
             let (Some(value), Some(plan)) = (known.value, self.plans.get(group.metric)) else { continue };
             let mut item = Item {
                 at: u32::MAX,

@@ -106,6 +106,31 @@ limits:
 }
 
 #[test]
+fn a_group_whose_window_ends_and_begins_again_within_a_second_has_one_record() {
+    let pace = "
+id: pace
+name: Pace
+enforcement_mode: WARN
+limits:
+  - {id: minute, limit_type: TOKENS_PER_MINUTE, metric: agent_tokens_1m, max: 100}
+";
+    let used = |at, agent: &str, tokens| {
+        event(at, "run.step", json!({"agent_id": agent, "run_id": "r", "input_tokens": tokens}))
+    };
+    let mut desk = Desk::new(pace);
+    assert_eq!(live(&desk.telemetry(75, &[used(50, "b", 60)])).len(), 1);
+    // noted, over, and noted again before the next round
+    for row in [used(51, "a", 90), used(72, "c", 1), used(73, "a", 60)] {
+        assert!(live(&desk.telemetry(75, &[row])).is_empty());
+    }
+    let said = desk.telemetry(76, &[]);
+    assert_eq!(said.iter().filter(|s| s.0.topic == Topic::Live).count(), 2, "each key once");
+    let shown = live(&said);
+    assert_eq!(shown["acme/window/agent_tokens_1m/a"]["value"], 60);
+    assert_eq!(shown["acme/window/agent_tokens_1m/b"], Value::Null);
+}
+
+#[test]
 fn agents_and_tasks_are_shown_as_they_last_were() {
     let mut desk = Desk::new(RUN_TOKENS);
     let beat = |at, status: &str| {
