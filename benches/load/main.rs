@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a bench that cannot go on should stop")]
 
 mod measures;
+mod reads;
 #[path = "../reference/mod.rs"]
 mod reference;
 mod rig;
@@ -33,6 +34,10 @@ enum What {
     Takeover,
     /// A million live runs: memory and restore
     Million,
+    /// 200 panel requests a second beside 10,000 events/s
+    Panels,
+    /// A million violations of 30 days in the tables: reading them, and asking
+    Violations,
 }
 
 /// Measures the shipped binary on a real Kafka against the bars.
@@ -77,6 +82,8 @@ fn main() {
             What::Steady => measures::steady(broker(), 90 / share as u64),
             What::Takeover => measures::takeover(broker()),
             What::Million => measures::million(broker(), 1_000_000 / share),
+            What::Panels => reads::beside(broker(), 60 / share as u64),
+            What::Violations => reads::month(broker(), 1_000_000 / share),
         };
         measured.iter().for_each(|row| eprintln!("   {row}"));
         rows.extend(measured);

@@ -18,7 +18,7 @@ use crate::reference::{self, TENANTS};
 use crate::rig::{self, Bar, Broker, LONG, PARTITIONS, Row, Sidecar, Site};
 
 /// Events per second of the steady job.
-const RATE: usize = 10_000;
+pub const RATE: usize = 10_000;
 /// One of so many events is past its limit.
 const HOT: usize = 500;
 
@@ -91,13 +91,13 @@ pub fn throughput(broker: &Broker, count: usize) -> Vec<Row> {
 }
 
 /// Sends the reference job at its pace until dropped.
-struct Feed {
+pub struct Feed {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<u64>>,
 }
 
 impl Feed {
-    fn start(site: &Site) -> Self {
+    pub fn start(site: &Site) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&stop);
         let mut client: ClientSettings = site.client.clone();
@@ -133,7 +133,7 @@ impl Feed {
     }
 
     /// Ends; how often the feed was more than a tenth of a second behind.
-    fn end(mut self) -> u64 {
+    pub fn end(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().map_or(0, |t| t.join().unwrap())
     }
@@ -147,20 +147,20 @@ impl Drop for Feed {
 
 /// An intervention as a read_committed consumer saw it, µs.
 #[derive(Debug, Clone, Copy)]
-struct Arrival {
-    sent: i64,
-    seen: i64,
+pub struct Arrival {
+    pub sent: i64,
+    pub seen: i64,
     partition: i32,
 }
 
 /// Collects the interventions on hot runs until dropped.
-struct Watch {
+pub struct Watch {
     stop: Arc<AtomicBool>,
     arrivals: Arc<Mutex<Vec<Arrival>>>,
 }
 
 impl Watch {
-    fn start(site: &Site) -> Self {
+    pub fn start(site: &Site) -> Self {
         let consumer = rig::follow(&site.client.brokers, &site.topics.interventions, Offset::End);
         let watch = Self { stop: Arc::default(), arrivals: Arc::default() };
         let (stop, arrivals) = (Arc::clone(&watch.stop), Arc::clone(&watch.arrivals));
@@ -168,7 +168,7 @@ impl Watch {
         watch
     }
 
-    fn since(&self, sent: i64) -> Vec<Arrival> {
+    pub fn since(&self, sent: i64) -> Vec<Arrival> {
         self.arrivals.lock().unwrap().iter().copied().filter(|a| a.sent >= sent).collect()
     }
 }

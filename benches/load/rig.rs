@@ -138,6 +138,10 @@ pub struct Site {
 
 impl Site {
     pub fn new(broker: &Broker, name: &str) -> Self {
+        Self::with_roles(broker, name, &["core", "edge"])
+    }
+
+    pub fn with_roles(broker: &Broker, name: &str, roles: &[&str]) -> Self {
         let prefix = format!("{name}-{}-", std::process::id());
         let topics = Topics { partitions: PARTITIONS, replication: 1, ..Topics::with_prefix(&prefix) };
         let dir = tempfile::tempdir().unwrap();
@@ -146,7 +150,7 @@ impl Site {
         let names: String = topics.specs().iter().map(|s| format!("{} = {:?}\n", s.key, s.name)).collect();
         let root = env!("CARGO_MANIFEST_DIR");
         let config = format!(
-            "[roles]\nenabled = [\"core\", \"edge\"]\n[paths]\nqueries = \"{root}/queries\"\npolicies = \"policies\"\nprices = \
+            "[roles]\nenabled = {roles:?}\n[paths]\npanels = \"{root}/config/panels.yaml\"\nqueries = \"{root}/queries\"\npolicies = \"policies\"\nprices = \
              \"{root}/config/prices.toml\"\n[kafka]\nbrokers = \"{}\"\ngroup = \"{prefix}group\"\n[topics]\n{names}partitions = \
              {PARTITIONS}\nreplication = 1\n",
             broker.bootstrap
@@ -247,6 +251,19 @@ impl Sidecar {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").trim().parse::<f64>().unwrap() * 1024.0 / 1e6
+    }
+
+    /// Processor time so far, s.
+    pub fn processor(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // behind the name, which may hold anything: user and system time are the 12th and the 13th; 100 ticks a second
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+    }
+
+    /// Where it listens for HTTP.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn kill(mut self) -> Instant {
