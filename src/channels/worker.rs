@@ -19,7 +19,7 @@ use crate::config::{self, Channel};
 use crate::decide::records::{Alert, AlertStatus, Audit};
 use crate::kafka::produce::{Producer, Send};
 use crate::kafka::reader::OwnedRecord;
-use crate::kafka::subscribe::{Heard, Subscriber, look_back};
+use crate::kafka::subscribe::{Heard, Start, Subscriber, look_back};
 use crate::kafka::{Error, ShellConfig};
 use crate::metrics::channels::OfChannel;
 
@@ -129,7 +129,7 @@ impl Session<'_> {
         let group = group(&self.shell.group, &self.channel.name);
         let producer = Producer::new(&self.shell.client)?;
         self.sender.clear();
-        let mut subscriber = Subscriber::new(self.shell, &group, &self.shell.topics.alerts)?;
+        let mut subscriber = Subscriber::new(self.shell, &group, &self.shell.topics.alerts, Start::End)?;
         let (mut tidied, mut beat) = (Instant::now(), Instant::now());
         while !self.stop.load(Ordering::Acquire) {
             self.listen(&mut subscriber, &producer)?;

@@ -82,11 +82,11 @@ impl Edging {
         let stopped = Arc::new(AtomicBool::new(false));
         let mut edge = Edge { address, outbox: Arc::clone(&outbox), stop: None, stopped, threads: Vec::new() };
         edge.listen(listener, receiver)?;
-        if let Some(topic) = config.otlp.topic {
+        if let Some(topic) = config.otlp.topic.clone() {
+            let shell = load::shell(&config);
             let bridge = Bridge {
-                client,
+                shell,
                 group: format!("{}-otlp", config.kafka.group),
-                instance: config.kafka.slot,
                 topic,
                 encoding: config.otlp.encoding,
                 mapper,

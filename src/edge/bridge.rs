@@ -12,10 +12,10 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use super::{Said, count, outgoing};
 use crate::clock::{Wall, rfc3339};
-use crate::kafka::member::Member;
 use crate::kafka::outbox::{Outbox, Outgoing};
 use crate::kafka::reader::OwnedRecord;
-use crate::kafka::{ClientSettings, Error};
+use crate::kafka::subscribe::{Heard, Start, Subscriber};
+use crate::kafka::{Error, ShellConfig};
 use crate::metrics::Metrics;
 use crate::metrics::labels::{BridgedOutcome, DeadLetterReason, Label as _};
 use crate::telemetry::otlp::{Encoding, Mapper, Unreadable};
@@ -35,12 +35,10 @@ const KEPT: usize = 512 << 10;
 
 /// Reads the topic of a collector.
 pub struct Bridge {
-    /// Where it is.
-    pub client: ClientSettings,
+    /// Where it is, and this process's place in a group.
+    pub shell: ShellConfig,
     /// The group that reads it.
     pub group: String,
-    /// The name of this process in it, where that is stable over restarts.
-    pub instance: Option<String>,
     /// Its name.
     pub topic: String,
     /// How its records are written.
@@ -61,6 +59,14 @@ pub struct Bridge {
     pub metrics: Arc<Metrics>,
 }
 
+/// What was read.
+#[derive(Default)]
+struct Gathered {
+    records: Vec<OwnedRecord>,
+    /// Partitions to let go of.
+    gone: Vec<i32>,
+}
+
 /// What records gave.
 #[derive(Default)]
 struct Batch {
@@ -72,66 +78,58 @@ struct Batch {
 impl Bridge {
     /// Reads until it is told to stop.
     pub fn run(self, stop: &AtomicBool) {
-        let said = Said::default();
-        let Some(member) = self.join(stop) else { return };
-        let mut trouble = String::new();
+        let (said, mut trouble) = (Said::default(), String::new());
         while !stop.load(Ordering::Acquire) {
-            let records = match self.gather(&member) {
-                Ok(records) => {
-                    if !records.is_empty() {
-                        trouble.clear();
-                    }
-                    records
-                }
-                Err(error) => {
-                    tell(&error, &mut trouble, "the topic of the collector cannot be read, trying again");
-                    Vec::new()
-                }
-            };
-            if records.is_empty() {
-                continue;
-            }
-            let batch = self.map(&records, &said);
-            if !self.deliver(&batch.out, stop) {
-                return;
-            }
-            self.metrics.otlp.events.inc_by(batch.events);
-            if let Err(error) = member.commit(&self.topic, batch.next) {
-                tell(&error, &mut trouble, "spans that were taken may come again");
-            }
-        }
-    }
-
-    fn join(&self, stop: &AtomicBool) -> Option<Member> {
-        let mut trouble = String::new();
-        while !stop.load(Ordering::Acquire) {
-            match Member::join(&self.client, &self.group, self.instance.as_deref(), &self.topic) {
-                Ok(member) => return Some(member),
-                Err(error) => {
-                    tell(&error, &mut trouble, "cannot join the group of the collector's topic, trying again")
-                }
+            match self.read(&said, &mut trouble, stop) {
+                Ok(()) => return,
+                Err(error) => tell(&error, &mut trouble, "the topic of the collector cannot be read, trying again"),
             }
             pause(stop);
         }
-        None
     }
 
-    /// Waits for a record, and takes what is there with it.
-    fn gather(&self, member: &Member) -> Result<Vec<OwnedRecord>, Error> {
-        let (mut records, mut bytes) = (Vec::new(), 0);
-        let Some(first) = member.next(LOOK)? else { return Ok(records) };
-        let mut next = Some(first);
-        while let Some(record) = next {
-            bytes += record.payload.as_ref().map_or(0, Vec::len);
-            records.push(record);
-            // trouble behind what was read is met again
-            next = if records.len() < RECORDS && bytes < BYTES {
-                member.next(Duration::ZERO).ok().flatten()
-            } else {
-                None
-            };
+    /// Reads as one member of the group, until it is told to stop.
+    fn read(&self, said: &Said, trouble: &mut String, stop: &AtomicBool) -> Result<(), Error> {
+        let mut member = Subscriber::new(&self.shell, &self.group, &self.topic, Start::Beginning)?;
+        while !stop.load(Ordering::Acquire) {
+            let Gathered { records, gone } = self.gather(&mut member)?;
+            if !records.is_empty() {
+                trouble.clear();
+                let batch = self.map(&records, said);
+                if !self.deliver(&batch.out, stop) {
+                    return Ok(());
+                }
+                self.metrics.otlp.events.inc_by(batch.events);
+                if let Err(error) = member.commit(&batch.next) {
+                    tell(&error, trouble, "spans that were taken may come again");
+                }
+            }
+            if !gone.is_empty() {
+                member.release(&gone)?;
+            }
         }
-        Ok(records)
+        Ok(())
+    }
+
+    /// Waits for a record, and takes what is there with it, up to a change of partitions: what is to be let go of is committed first.
+    fn gather(&self, member: &mut Subscriber) -> Result<Gathered, Error> {
+        let (mut gathered, mut bytes, mut wait) = (Gathered::default(), 0, LOOK);
+        while gathered.records.len() < RECORDS && bytes < BYTES {
+            match member.next(wait)? {
+                Some(Heard::Record(record)) => {
+                    bytes += record.payload.as_ref().map_or(0, Vec::len);
+                    gathered.records.push(*record);
+                }
+                Some(Heard::Assigned { .. }) => {}
+                Some(Heard::Revoked { partitions, .. }) => {
+                    gathered.gone = partitions;
+                    break;
+                }
+                None => break,
+            }
+            wait = Duration::ZERO;
+        }
+        Ok(gathered)
     }
 
     fn map(&self, records: &[OwnedRecord], said: &Said) -> Batch {

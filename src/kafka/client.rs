@@ -117,39 +117,6 @@ impl ClientSettings {
         config
     }
 
-    /// A member of a consumer group that commits what it says. `instance`: its name there, stable over restarts.
-    pub(super) fn member(&self, group: &str, instance: Option<&str>) -> ClientConfig {
-        let mut config = self.config(
-            &[
-                ("client.id", "runwarden-member"),
-                ("queued.max.messages.kbytes", "16384"),
-                ("fetch.error.backoff.ms", "100"),
-                ("reconnect.backoff.max.ms", "1000"),
-                ("topic.metadata.refresh.interval.ms", "10000"),
-            ],
-            &[
-                ("group.id", group),
-                ("enable.auto.commit", "false"),
-                ("enable.auto.offset.store", "false"),
-                ("auto.offset.reset", "earliest"),
-                ("isolation.level", "read_committed"),
-            ],
-        );
-        // that of the user names a member of the other group
-        config.remove("group.instance.id");
-        if let Some(instance) = instance {
-            config.set("group.instance.id", instance);
-        }
-        if self.kind == BrokerKind::Mock {
-            config.set("group.protocol", "consumer");
-        }
-        if config.get("group.protocol") != Some("consumer") && config.get("session.timeout.ms").is_none() {
-            // what a member that died held is read on soon
-            config.set("session.timeout.ms", "10000");
-        }
-        config
-    }
-
     /// An idempotent producer outside transactions.
     pub fn producer(&self) -> ClientConfig {
         self.config(

@@ -11,7 +11,6 @@ pub mod client;
 pub mod core;
 pub mod errors;
 pub mod follow;
-pub mod member;
 pub mod mock;
 pub mod outbox;
 pub mod produce;

@@ -1,8 +1,8 @@
 //! Reading one topic as a member of a group that commits what it is done with: what is not committed comes again, to this member or
 //! to another.
 //!
-//! A group that has no position begins at the end of the topic as it is when a member first gets the partition, and that end is
-//! committed at once: what is written while everybody is away is not skipped.
+//! A group that has no position begins where it is told, at the beginning of the topic or at its end as it is when a member first gets the
+//! partition, and that place is committed at once: what is written while everybody is away is not skipped.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -21,6 +21,15 @@ use super::reader::{Next, OwnedRecord, Reader, patiently};
 const ANSWER: Duration = Duration::from_secs(10);
 /// Prefetch of one topic, KiB.
 const PREFETCH: usize = 2_048;
+
+/// Where a group begins that has no position yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With what the topic holds.
+    Beginning,
+    /// With what is written from then on.
+    End,
+}
 
 /// What a member hears.
 #[derive(Debug)]
@@ -47,10 +56,13 @@ pub enum Heard {
 pub struct Subscriber {
     consumer: BaseConsumer<Group>,
     topic: String,
+    start: Start,
     owned: BTreeSet<i32>,
     assigned: VecDeque<(i32, i64)>,
     paused: bool,
     ends: BTreeMap<i32, i64>,
+    /// The trouble that was logged last.
+    said: String,
 }
 
 impl Subscriber {
@@ -58,21 +70,23 @@ impl Subscriber {
     ///
     /// # Errors
     /// Settings that are not accepted.
-    pub fn new(shell: &ShellConfig, group: &str, topic: &str) -> Result<Self, Error> {
+    pub fn new(shell: &ShellConfig, group: &str, topic: &str, start: Start) -> Result<Self, Error> {
         let config = ShellConfig { group: group.to_owned(), prefetch_kbytes: PREFETCH, ..shell.clone() }.consumer(1);
         let consumer: BaseConsumer<Group> = config.create_with_context(Group::default()).map_err(Error::Settings)?;
         consumer.subscribe(&[topic]).map_err(|e| Error::broker(format!("cannot subscribe to {topic}"), e))?;
         Ok(Self {
             consumer,
             topic: topic.to_owned(),
+            start,
             owned: BTreeSet::new(),
             assigned: VecDeque::new(),
             paused: false,
             ends: BTreeMap::new(),
+            said: String::new(),
         })
     }
 
-    /// What is heard within `wait`; trouble that passes is waited out.
+    /// What is heard within `wait`; trouble that passes is waited out, and logged once.
     ///
     /// # Errors
     /// Trouble after which a new member has to be made.
@@ -83,11 +97,18 @@ impl Subscriber {
         match self.consumer.poll(wait) {
             Some(Ok(message)) => {
                 if self.owned.contains(&message.partition()) {
+                    self.said.clear();
                     return Ok(Some(Heard::Record(Box::new(OwnedRecord::from_message(&message)))));
                 }
             }
             Some(Err(KafkaError::PartitionEOF(_))) | None => {}
-            Some(Err(error)) if is_transient(&error) => tracing::debug!(%error, topic = self.topic, "waiting"),
+            Some(Err(error)) if is_transient(&error) => {
+                let trouble = error.to_string();
+                if trouble != self.said {
+                    tracing::warn!(error = trouble, topic = self.topic, "cannot read now, trying again");
+                    self.said = trouble;
+                }
+            }
             Some(Err(error)) => return Err(Error::broker(format!("cannot read {}", self.topic), error)),
         }
         self.change()
@@ -133,7 +154,8 @@ impl Subscriber {
                     "records were deleted before they were read"
                 );
             }
-            let from = known.unwrap_or(high).max(low);
+            let first = if self.start == Start::Beginning { low } else { high };
+            let from = known.unwrap_or(first).max(low);
             if known != Some(from) {
                 begun.add_partition_offset(&self.topic, *partition, Offset::Offset(from)).map_err(failed)?;
             }
