@@ -13,6 +13,7 @@ use runwarden::clock::{SECOND, Wall};
 use runwarden::decide::commands::{Command, Keyring};
 use runwarden::kafka::core::{Core, Input, InputBatch, Record, StepInput, Topic};
 use runwarden::pipeline::{Own, Partition, Settings};
+use runwarden::policy;
 use runwarden::telemetry::files::Files;
 use runwarden::telemetry::otlp::{Encoding, Items, Mapper, items};
 use runwarden::telemetry::{self, Decoder, Origin, redacted_json};
@@ -128,6 +129,24 @@ fn events(from: usize, to: usize) -> Vec<Vec<u8>> {
         .into_bytes()
     };
     (from..to).map(event).collect()
+}
+
+/// A file of policies: read, or every fault has its place in it, and what is read can be checked, apart and together.
+pub fn policies(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let lines = text.lines().count() as u64;
+    match policy::parse("p.yaml", &text) {
+        Ok(policies) => {
+            let _found = policy::conflicts(&policies);
+            let _findings = policy::check_apart(&policy::PolicySet::of(policies), &[]);
+        }
+        Err(faults) => {
+            assert!(!faults.is_empty(), "nothing is refused without a word");
+            for fault in faults {
+                assert!(!fault.message.is_empty() && fault.line <= lines + 1, "{fault}");
+            }
+        }
+    }
 }
 
 /// Commands, one a line: each is answered once or is one dead letter. What is JSON is tried a second time with a good signature,

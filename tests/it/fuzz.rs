@@ -242,6 +242,15 @@ fn damaged_spans_in_protobuf_are_refused_or_telemetry() {
 }
 
 #[test]
+fn damaged_policies_are_read_or_each_fault_has_its_place() {
+    let files = ["runs.yaml", "tenants.yaml", "agents.yaml", "guardian/emergency.yaml"];
+    let folder = crate::support::root().join("config/policies");
+    let seeds: Vec<Vec<u8>> = files.iter().filter_map(|file| std::fs::read(folder.join(file)).ok()).collect();
+    assert!(seeds.len() >= 3, "what is shipped is there");
+    fuzz("policies", 300, &seeds, targets::policies);
+}
+
+#[test]
 fn damaged_commands_are_answered_or_dead_letters() {
     let policy = r#"{"id":"p","name":"P","tenant":"acme","enforcement_mode":"BLOCK","limits":[{"id":"l","limit_type":"T","metric":"run_tokens","max":5.5}],"active":{"hours":"22:00-06:00","timezone":"Europe/Zurich"}}"#;
     let lines = [
