@@ -84,6 +84,25 @@ pub(super) struct Checkpoints {
     pub(super) pending: Option<Pending>,
     /// Where on the steps topic records after this session's start are to be looked for.
     pub(super) steps_from: i64,
+    /// Bytes of the last one that was captured here.
+    pub(super) bytes: usize,
+    /// Bytes of input since then.
+    pub(super) bytes_in: usize,
+}
+
+/// A checkpoint waits until so many times its bytes were read, so that it adds no more than a tenth to what Kafka takes …
+const INPUT_PER_BYTE: usize = 10;
+/// … and so many intervals at most, so that what has to be run again after a crash is bounded.
+const MOST_INTERVALS: u32 = 4;
+
+impl Checkpoints {
+    /// Whether the next one is to be captured, by what was read and by time. What it stands for grows with what it costs: where little was
+    /// written the least time between two is enough.
+    pub(super) fn is_due(&self, interval: Duration) -> bool {
+        let waited = self.at.elapsed();
+        waited >= interval
+            && (self.bytes_in >= self.bytes.saturating_mul(INPUT_PER_BYTE) || waited >= interval * MOST_INTERVALS)
+    }
 }
 
 /// A checkpoint on its way to the topic, over as many transactions as its size takes.
@@ -92,9 +111,17 @@ pub(super) struct Pending {
     pub(super) step: u64,
     pub(super) records: VecDeque<KeyValue>,
     pub(super) mark: KeyValue,
+    /// Bytes of all its records.
+    pub(super) bytes: usize,
 }
 
 impl Pending {
+    /// `records` are to be written before `mark`.
+    pub(super) fn new(step: u64, records: Vec<KeyValue>, mark: KeyValue) -> Self {
+        let bytes = records.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
+        Self { step, records: records.into(), mark, bytes }
+    }
+
     /// The next records up to `bytes`; with the last ones comes the mark.
     pub(super) fn take(&mut self, bytes: usize) -> Vec<KeyValue> {
         let mut taken = Vec::new();
@@ -281,6 +308,7 @@ impl Active {
         });
         self.work.records_in += records;
         self.work.bytes_in += work_bytes;
+        self.checkpoints.bytes_in += work_bytes;
         let bytes = output.bytes.max(output.records.iter().map(size).sum());
         self.work.outputs.extend(output.records);
         Ok(Some(Stepped { records, urgent: output.urgent, bytes, took: started.elapsed(), full }))
@@ -389,5 +417,39 @@ impl Feed {
                 },
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    fn waited(seconds: u64, bytes: usize, bytes_in: usize) -> Checkpoints {
+        let at = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+        let slots = Slots::default();
+        Checkpoints { number: 1, step: 1, slots, at, pending: None, steps_from: 0, bytes, bytes_in }
+    }
+
+    #[test]
+    fn a_checkpoint_waits_for_ten_times_its_bytes_of_input_and_four_intervals_at_most() {
+        assert!(!waited(4, 0, 1 << 30).is_due(INTERVAL), "never before its interval");
+        assert!(waited(5, 0, 0).is_due(INTERVAL), "the first of a session");
+        assert!(!waited(19, 1_000, 9_999).is_due(INTERVAL));
+        assert!(waited(5, 1_000, 10_000).is_due(INTERVAL));
+        assert!(waited(20, 1_000, 0).is_due(INTERVAL));
+        assert!(!waited(5, usize::MAX, 10_000).is_due(INTERVAL), "no overflow");
+    }
+
+    #[test]
+    fn parts_hold_every_record_once_and_the_mark_comes_last() {
+        let record = |n: u8| (vec![n; 10], Some(vec![n; 90]));
+        let mark = (vec![255], Some(vec![0]));
+        let mut pending = Pending::new(7, (0..5).map(record).collect(), mark.clone());
+        assert_eq!(pending.bytes, 500);
+        let parts: Vec<Vec<KeyValue>> = (0..3).map(|_| pending.take(150)).collect();
+        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 2]);
+        assert_eq!(parts.concat(), (0..5).map(record).chain([mark]).collect::<Vec<_>>());
     }
 }

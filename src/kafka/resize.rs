@@ -436,8 +436,7 @@ impl Resize<'_> {
             let partitions = Some(self.order.partitions);
             let mark = Mark { checkpoint: number + 1, step, now, offsets, steps_from, version, partitions };
             let mark = checkpoint::encode_mark(&mark);
-            let records = slots.encode(number + 1, changes).into();
-            let mut pending = Pending { step, records, mark: mark.clone() };
+            let mut pending = Pending::new(step, slots.encode(number + 1, changes), mark.clone());
             while !pending.records.is_empty() {
                 let mut chunk = pending.take(config.checkpoint_chunk);
                 if pending.records.is_empty() {

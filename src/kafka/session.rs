@@ -81,6 +81,8 @@ pub(super) struct Session<'a> {
     open_bytes: usize,
     open_records: usize,
     last_commit: Instant,
+    /// When a part of a checkpoint was last written.
+    last_part: Instant,
     last_trouble: Option<Instant>,
     ends: Option<Ends>,
     end_checked: Instant,
@@ -144,6 +146,7 @@ impl<'a> Session<'a> {
             open_bytes: 0,
             open_records: 0,
             last_commit: Instant::now(),
+            last_part: Instant::now(),
             last_trouble: None,
             ends: None,
             end_checked: Instant::now(),

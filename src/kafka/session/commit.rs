@@ -23,6 +23,9 @@ const MAX_ATTEMPTS: u32 = 10;
 /// The same while the group is rebalancing, when membership is stale.
 const MAX_STALE_ATTEMPTS: u32 = 200;
 
+/// Least bytes of a checkpoint in a transaction, unless less is left of it.
+const LEAST_PART: usize = 128 << 10;
+
 /// Which partitions are checkpointed with a commit.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Checkpointing<'a> {
@@ -32,6 +35,17 @@ pub(super) enum Checkpointing<'a> {
     These(&'a [i32]),
     /// All.
     All,
+}
+
+impl Checkpointing<'_> {
+    /// Whether a partition is checkpointed at once.
+    fn forces(self, partition: i32) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(partitions) => partitions.contains(&partition),
+            Self::Due => false,
+        }
+    }
 }
 
 impl Session<'_> {
@@ -51,8 +65,18 @@ impl Session<'_> {
         }
     }
 
-    /// Commits everything uncommitted, with checkpoints as asked; sends it again after abortable failures.
+    /// Commits everything uncommitted, with checkpoints as asked; sends it again after abortable failures. Where a checkpoint of an earlier step
+    /// was under way, one of the last step follows it, while there is time.
     pub(super) fn commit(&mut self, which: Checkpointing<'_>) -> Result<(), Failure> {
+        self.commit_once(which)?;
+        let behind = |active: &Active| active.checkpoints.step != active.number && which.forces(active.partition);
+        if self.actives().any(behind) && !self.control.expired() {
+            self.commit_once(which)?;
+        }
+        Ok(())
+    }
+
+    fn commit_once(&mut self, which: Checkpointing<'_>) -> Result<(), Failure> {
         self.prepare(which);
         let mut attempts = 0;
         loop {
@@ -114,9 +138,16 @@ impl Session<'_> {
     }
 
     /// Encodes step records and checkpoints of what is about to be committed.
+    ///
+    /// A checkpoint is spread over half of its interval, so that no transaction is much longer for it, and decisions that are urgent do not
+    /// carry one.
     pub(super) fn prepare(&mut self, which: Checkpointing<'_>) {
-        let (interval, chunk) = (self.config().checkpoint_interval, self.config().checkpoint_chunk);
+        let config = self.config();
+        let interval = config.checkpoint_interval;
+        let turns = (interval / 2).div_duration_f64(config.commit_interval.max(Duration::from_millis(1)));
+        let waits = self.urgent && self.last_part.elapsed() < config.commit_interval;
         let partitions = self.partitions;
+        let mut written = false;
         for owned in self.owned.values_mut() {
             let Owned::Active(active) = owned else { continue };
             let version = active.core.version().to_owned();
@@ -124,15 +155,9 @@ impl Session<'_> {
             if active.work.step_record.is_none() && !active.work.steps.is_empty() {
                 active.work.step_record = Some(steps::encode(&version, &active.work.steps));
             }
-            let news = active.checkpoints.step != active.number;
-            let wanted = match which {
-                Checkpointing::All => news,
-                Checkpointing::These(partitions) => news && partitions.contains(&active.partition),
-                Checkpointing::Due => false,
-            };
-            let forced = wanted;
+            let forced = active.checkpoints.step != active.number && which.forces(active.partition);
             if active.checkpoints.pending.is_none() && (forced || checkpoint_due(active, interval)) {
-                let Checkpoints { number, slots, steps_from, pending, .. } = &mut active.checkpoints;
+                let Checkpoints { number, slots, steps_from, pending, bytes, bytes_in, .. } = &mut active.checkpoints;
                 let changes = active.core.take_changes();
                 let mark = checkpoint::Mark {
                     checkpoint: *number + 1,
@@ -143,17 +168,21 @@ impl Session<'_> {
                     version,
                     partitions: Some(partitions),
                 };
-                *pending = Some(Pending {
-                    step: active.number,
-                    records: slots.encode(*number + 1, changes).into(),
-                    mark: checkpoint::encode_mark(&mark),
-                });
+                let records = slots.encode(*number + 1, changes);
+                let next = pending.insert(Pending::new(active.number, records, checkpoint::encode_mark(&mark)));
+                (*bytes, *bytes_in) = (next.bytes, 0);
             }
             if let Some(pending) = &mut active.checkpoints.pending
                 && active.work.checkpoint.is_none()
+                && (forced || !waits)
             {
-                active.work.checkpoint = Some(pending.take(if forced { usize::MAX } else { chunk }));
+                let most = if forced { usize::MAX } else { part(pending.bytes, turns).min(config.checkpoint_chunk) };
+                active.work.checkpoint = Some(pending.take(most));
+                written = true;
             }
+        }
+        if written {
+            self.last_part = Instant::now();
         }
     }
 
@@ -296,8 +325,31 @@ impl Session<'_> {
     }
 }
 
+/// Bytes of a checkpoint of so many that go into one of so many transactions.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rough share"
+)]
+fn part(bytes: usize, turns: f64) -> usize {
+    ((bytes as f64 / turns.max(1.0)) as usize).max(LEAST_PART)
+}
+
 fn checkpoint_due(active: &Active, interval: Duration) -> bool {
     let Checkpoints { pending, step, .. } = &active.checkpoints;
     pending.is_some()
-        || *step != active.number && (active.checkpoints.at.elapsed() >= interval || active.core.wants_checkpoint())
+        || *step != active.number && (active.checkpoints.is_due(interval) || active.core.wants_checkpoint())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_goes_out_over_many_transactions_in_parts_that_are_worth_it() {
+        assert_eq!(part(100 << 20, 25.0), 4 << 20);
+        assert_eq!(part(1 << 20, 25.0), LEAST_PART);
+        assert_eq!(part(10 << 20, 0.0), 10 << 20, "an interval shorter than that of commits");
+    }
 }

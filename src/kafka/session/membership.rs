@@ -214,6 +214,8 @@ impl Session<'_> {
             at: at.unwrap_or(now),
             pending: None,
             steps_from: restored.steps_from,
+            bytes: 0,
+            bytes_in: 0,
         };
         let active = Active::new(partition, restored.core, [a, b, c, d], (restored.number, restored.now), checkpoints);
         self.owned.insert(partition, Owned::Active(Box::new(active)));
