@@ -8,6 +8,7 @@
 pub mod channels;
 pub mod family;
 mod holdings;
+pub mod http;
 pub mod labels;
 pub mod otlp;
 pub mod panels;
@@ -126,6 +127,8 @@ pub struct Metrics {
     pub panels: panels::Panels,
     /// What is counted of OTLP.
     pub otlp: otlp::Otlp,
+    /// HTTP.
+    pub http: http::Http,
     /// What is counted of channels.
     pub channels: channels::Channels,
     /// Sets of files that this process read, by what became of them.
@@ -284,6 +287,7 @@ impl Metrics {
             sql_rows: counter(r, "runwarden_sql_rows_total", "Rows sent by SQL")?,
             panels: panels::Panels::register(r)?,
             otlp: otlp::Otlp::register(r)?,
+            http: http::Http::register(r)?,
             channels: channels::Channels::register(r)?,
             policy_sets: Family::register(r, "runwarden_policy_sets_total", "Sets of files read by this process")?,
             policy_revision: gauge(r, "runwarden_policy_revision", "Revision of the policies in force, 0 before any")?,

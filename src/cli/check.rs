@@ -21,19 +21,15 @@ pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
     let empty = Tables::new(Bounds::default(), Limits::default(), Wall::now).map_err(Failure::reach)?;
     empty.filled();
     let panels = paneled::checked(&config, &empty)?;
-    let idle = config.without_effect();
     let unrouted = delivering::unrouted(&config, &loaded.policies);
     let unusable = delivering::unusable(&config);
     let found = loaded.findings.iter().filter(|f| f.severity == Severity::Warning).count();
-    let warnings = found + idle.len() + unrouted.said().len() + unusable.len();
+    let warnings = found + unrouted.said().len() + unusable.len();
     for said in unrouted.said().iter().chain(&unusable) {
         println!("warning: {said}");
     }
     if let Some(said) = unrouted.note() {
         println!("note: {said}");
-    }
-    for key in idle {
-        println!("warning: {key} is set, and nothing acts upon it in this version");
     }
     if let Some(said) = config.idle_process() {
         println!("note: {said}");

@@ -58,7 +58,9 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     // whoever tries it out on this host needs no token
     let kept = 3_600 * crate::clock::SECOND;
     let access = Access::new(true);
-    let answering = Answering { access, client: client.clone(), topics: topics.clone(), kept, keys: Some(ring) };
+    let (client_of, topics_of) = (client.clone(), topics.clone());
+    let policy_bytes = crate::config::Config::default().limits.http_body_bytes;
+    let answering = Answering { access, client: client_of, topics: topics_of, kept, keys: Some(ring), policy_bytes };
     let edging = Edging::passing(&client, &topics, answering.access.clone())?;
     let (listener, note) = listen(arguments.listen)?;
     let tabling = Tabling::passing(&shell, &passing);

@@ -36,9 +36,6 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
                 .into(),
         ));
     }
-    for key in config.without_effect() {
-        tracing::warn!(key, "is set, and nothing acts upon it in this version");
-    }
     let listener = service::listen(config.http)?;
     let edging = if arguments.until_end { None } else { Edging::of(&config)? };
     let hash = format!("{:012x}", config.digest());

@@ -110,8 +110,9 @@ impl Service {
         let answers = following.is_some();
         let access = Arc::new(answering.as_ref().map(|answering| answering.access.clone()).unwrap_or_default());
         let views = match answering {
-            Some(Answering { access, client, topics, keys, .. }) => {
+            Some(Answering { access, client, topics, keys, policy_bytes, .. }) => {
                 let views = views.with_api(Arc::clone(&known.verdicts), Arc::clone(&known.levels), access);
+                let views = views.with_policy_bytes(policy_bytes);
                 let commander = keys.map(|ring| Commander::start(&client, &topics, ring, Wall::now));
                 match commander.transpose().map_err(Failure::reach)? {
                     Some(commander) => views.with_commander(Arc::new(commander)),

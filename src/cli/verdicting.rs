@@ -44,6 +44,8 @@ pub(super) struct Answering {
     pub(super) kept: Micros,
     /// What commands are signed with; `None`: the process takes none.
     pub(super) keys: Option<Arc<Keyring>>,
+    /// Most bytes of a request that holds policies.
+    pub(super) policy_bytes: usize,
 }
 
 impl Answering {
@@ -55,7 +57,9 @@ impl Answering {
         }
         let ShellConfig { client, topics, .. } = load::shell(config);
         let keys = keys.filter(|_| config.roles.contains(&Role::Serve)).map(|keys| Arc::clone(&keys.ring));
-        Ok(Some(Self { access: access(config)?, client, topics, kept: micros(config.limits.run_retention), keys }))
+        let kept = micros(config.limits.run_retention);
+        let policy_bytes = config.limits.http_body_bytes;
+        Ok(Some(Self { access: access(config)?, client, topics, kept, keys, policy_bytes }))
     }
 }
 

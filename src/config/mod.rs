@@ -10,7 +10,7 @@ mod acting;
 mod auth;
 mod channels;
 mod fault;
-mod later;
+mod idle;
 mod level;
 mod matcher;
 mod otlp;
@@ -563,7 +563,7 @@ fn limits(s: &mut Section<'_, '_>) -> Limits {
         query_time: s.duration("query-time", seconds(10), seconds(1)..=seconds(600)),
         query_bytes: s.number("query-bytes", 128 * MIB, MIB..=64 * 1_024 * MIB),
         query_rows: s.number("query-rows", 100_000, 100..=10_000_000),
-        http_body_bytes: s.number("http-body-bytes", MIB, 1_024..=64 * MIB),
+        http_body_bytes: s.number("http-body-bytes", MIB, 1_024..=16 * MIB),
     }
 }
 

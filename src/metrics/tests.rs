@@ -108,6 +108,8 @@ fn labels_are_only_the_closed_ones() {
         "verdict",
         "table",
         "partition",
+        "route",
+        "method",
         "panel_id",
         "channel",
         "code",

@@ -56,14 +56,14 @@ pub fn routes() -> Router<Views> {
     })
 }
 
-/// Most bytes of the body of a request with this method and path; what is no write has none to speak of.
-pub fn most_bytes(method: &Method, path: &str) -> usize {
+/// Most bytes of the body of a request with this method and path, `policies` of one that holds policies; what is no write has none to speak of.
+pub fn most_bytes(method: &Method, path: &str, policies: usize) -> usize {
     let long = match *method {
         Method::POST => matches!(path, "/api/v1/policies" | "/api/v1/policies/simulate" | "/api/v1/policy-proposals"),
         Method::PUT => path.starts_with("/api/v1/policies/"),
         _ => false,
     };
-    if long { MAX_POLICY } else { MAX_BYTES }
+    if long { policies } else { MAX_BYTES }
 }
 
 fn commander(views: &Views) -> Result<&Arc<Commander>, Problem> {
@@ -86,7 +86,7 @@ async fn write(
     let written = request::written(route, request.headers())?;
     let key = request::idempotency_key(request.headers())?;
     let (parts, body) = request.into_parts();
-    let body = arrived(body, route.most_bytes()).await?;
+    let body = arrived(body, route.most_bytes(views.policy_bytes)).await?;
     let order = request::order(route, caller, id.as_deref(), &parts.uri, written, &body)?;
     match route.command {
         Some(kind) => command(route, kind, commander, caller, key.as_deref(), order).await,

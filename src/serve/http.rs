@@ -7,10 +7,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -84,6 +84,8 @@ pub struct Views {
     /// Whether somebody fills them.
     answers: bool,
     roles: Vec<Role>,
+    /// Most bytes of a body that holds policies.
+    pub(super) policy_bytes: usize,
 }
 
 impl Views {
@@ -108,7 +110,14 @@ impl Views {
             streams,
             answers: false,
             roles,
+            policy_bytes: commands::MAX_POLICY,
         }
+    }
+
+    /// Bodies that hold policies may have so many bytes.
+    #[must_use]
+    pub fn with_policy_bytes(self, policy_bytes: usize) -> Self {
+        Self { policy_bytes, ..self }
     }
 
     /// What is written becomes commands.
@@ -260,7 +269,8 @@ fn routes(views: Views) -> Router {
         .method_not_allowed_fallback(|| async {
             problem(StatusCode::METHOD_NOT_ALLOWED, "this is not done here: Allow says what is")
         })
-        .layer(middleware::from_fn(guard))
+        .layer(DefaultBodyLimit::max(views.policy_bytes))
+        .layer(middleware::from_fn_with_state(views.clone(), guard))
         .with_state(views)
 }
 
@@ -283,12 +293,17 @@ fn not_served() -> Router<Views> {
         .fold(Router::new(), |router, path| router.route(path, get(|| async { problem(StatusCode::NOT_FOUND, OFF) })))
 }
 
-/// Refuses oversized bodies and sets the headers every answer carries.
-async fn guard(request: Request, next: Next) -> Response {
+/// Refuses oversized bodies, sets the headers every answer carries, and counts it.
+async fn guard(State(views): State<Views>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let method = request.method().clone();
+    let most = commands::most_bytes(request.method(), request.uri().path(), views.policy_bytes);
+    let most = u64::try_from(most).unwrap_or(MAX_BODY);
     let declared =
         request.headers().get(header::CONTENT_LENGTH).map(|v| v.to_str().ok().and_then(|v| v.parse::<u64>().ok()));
     let mut response = match declared {
-        Some(Some(bytes)) if bytes <= most_bytes(&request) => next.run(request).await,
+        Some(Some(bytes)) if bytes <= most => next.run(request).await,
         Some(_) => problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large for anything that is taken here"),
         None => next.run(request).await,
     };
@@ -304,11 +319,9 @@ async fn guard(request: Request, next: Next) -> Response {
     for (name, value) in ALWAYS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
+    let route = route.as_ref().map(MatchedPath::as_str);
+    views.metrics.http.answered(route, method.as_str(), response.status().as_u16(), begun.elapsed());
     response
-}
-
-fn most_bytes(request: &Request) -> u64 {
-    u64::try_from(commands::most_bytes(request.method(), request.uri().path())).unwrap_or(MAX_BODY)
 }
 
 fn text(content_type: &'static str, body: impl Into<Body>) -> Response {

@@ -180,18 +180,18 @@ impl WriteRoute {
         }
     }
 
-    /// Most bytes of a body.
-    pub fn most_bytes(&self) -> usize {
+    /// Most bytes of a body, `policies` of one that holds policies.
+    pub fn most_bytes(&self, policies: usize) -> usize {
         match self.form {
             Form::Fields(_) => MAX_BYTES,
-            Form::Policy => MAX_POLICY,
+            Form::Policy => policies,
         }
     }
 }
 
 /// Most bytes of a body.
 pub const MAX_BYTES: usize = 64 << 10;
-/// Most bytes of a body that is a policy.
+/// Most bytes of a body that holds policies, unless it is configured otherwise.
 pub const MAX_POLICY: usize = 1 << 20;
 
 const POLICY: &str = r#"{"id": "planner-pace", "name": "Pace of planners", "enforcement_mode": "AUDIT", "limits": [{"id": "steps", "limit_type": "RUNS_STEPS", "metric": "run_steps", "max": 40}]}"#;

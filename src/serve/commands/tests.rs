@@ -344,7 +344,7 @@ async fn a_body_is_bounded_and_a_policy_may_be_longer() {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 413");
-    assert_eq!(most_bytes(&Method::GET, "/api/v1/policies"), MAX_BYTES);
+    assert_eq!(most_bytes(&Method::GET, "/api/v1/policies", MAX_POLICY), MAX_BYTES);
 }
 
 #[tokio::test]

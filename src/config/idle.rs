@@ -1,17 +1,8 @@
-//! Keys that are read and checked but belong to parts that come later: setting one changes nothing yet, and whoever sets one
-//! is told so.
+//! Roles that a configuration leaves without work, and what whoever configures them so is told.
 
 use super::{Config, Role};
 
 impl Config {
-    /// The keys that differ from their default and that nothing acts upon in this version.
-    pub fn without_effect(&self) -> Vec<&'static str> {
-        let default = Self::default();
-        let (l, d) = (&self.limits, &default.limits);
-        let changed = [("limits.http-body-bytes", l.http_body_bytes != d.http_body_bytes)];
-        changed.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
-    }
-
     /// The enabled roles that have nothing to do: channels, where none is configured.
     pub fn idle_roles(&self) -> Vec<Role> {
         let idle = |role: &Role| *role == Role::Channels && self.channels.to.is_empty();
@@ -37,16 +28,6 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_keys_that_someone_set_are_named() {
-        let mut config = Config::default();
-        assert!(config.without_effect().is_empty());
-        config.limits.http_body_bytes += 1;
-        config.limits.live_keys += 1;
-        config.limits.record_bytes += 1;
-        assert_eq!(config.without_effect(), ["limits.http-body-bytes"]);
-    }
 
     #[test]
     fn a_process_without_work_is_told_so_and_what_would_give_it_some() {
