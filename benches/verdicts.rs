@@ -76,7 +76,7 @@ fn over_http(verdicts: Arc<Verdicts>, names: &[(String, String)]) {
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let server = runtime.spawn(http::serve(listener, views, stopped));
+    let server = runtime.spawn(http::serve(listener, None, views, stopped));
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
     let mut took: Vec<Duration> = Vec::with_capacity(REQUESTS);

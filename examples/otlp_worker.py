@@ -5,12 +5,16 @@
     export OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318
     python3 examples/otlp_worker.py --tenant acme --sidecar http://127.0.0.1:8080
 
+Over TLS both addresses begin with https, and who signed the sidecar's certificate is in OTEL_EXPORTER_OTLP_CERTIFICATE=ca.pem for spans and
+in --ca ca.pem for verdicts.
+
 Nothing in it is runwarden's but the attribute that names the tenant: the spans are those of any agent that follows the GenAI conventions.
 Its run is the trace. What it is asked and what it answers is in its spans, as instrumentations may put it there; runwarden reads past it.
 """
 
 import argparse
 import json
+import ssl
 import time
 import urllib.error
 import urllib.parse
@@ -30,7 +34,7 @@ def verdict(arguments, run):
     if arguments.token:
         request.add_header("Authorization", f"Bearer {arguments.token}")
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=5, context=arguments.trust) as answer:
             said = json.load(answer)
             return said["verdict"], said.get("reason")
     except urllib.error.HTTPError as error:
@@ -88,6 +92,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sidecar", default="http://127.0.0.1:8080", help="where verdicts are given")
     parser.add_argument("--token", default="", help="bearer token for verdicts")
+    parser.add_argument("--ca", help="who signed the sidecar's certificate, PEM; default: those the system trusts")
     parser.add_argument("--tenant", default="acme", help="tenant of the runs")
     parser.add_argument("--agent", default="planner", help="name of the agent")
     parser.add_argument("--prompt", default="What is the weather in Berne?", help="what the model is asked")
@@ -95,6 +100,7 @@ def main():
     parser.add_argument("--pace", type=int, default=50, help="milliseconds a call takes")
     parser.add_argument("--steps", type=int, default=200, help="calls of a run that nobody stops")
     arguments = parser.parse_args()
+    arguments.trust = ssl.create_default_context(cafile=arguments.ca) if arguments.sidecar.startswith("https:") else None
     resource = Resource.create({"service.name": "otlp-worker", "runwarden.tenant_id": arguments.tenant})
     provider = TracerProvider(resource=resource)
     # a limit acts when it sees a step: the default of five seconds is long (OTEL_BSP_SCHEDULE_DELAY)

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::cli::load::{self, Loaded, Texts};
-use crate::cli::{CheckArguments, Failure, delivering, paneled};
+use crate::cli::{CheckArguments, Failure, delivering, paneled, securing};
 use crate::clock::Wall;
 use crate::config::Config;
 use crate::policy::{Severity, schema_text};
@@ -23,9 +23,10 @@ pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
     let panels = paneled::checked(&config, &empty)?;
     let unrouted = delivering::unrouted(&config, &loaded.policies);
     let unusable = delivering::unusable(&config);
+    let unwise = securing::checked(&config)?;
     let found = loaded.findings.iter().filter(|f| f.severity == Severity::Warning).count();
-    let warnings = found + unrouted.said().len() + unusable.len();
-    for said in unrouted.said().iter().chain(&unusable) {
+    let warnings = found + unrouted.said().len() + unusable.len() + unwise.len();
+    for said in unrouted.said().iter().chain(&unusable).chain(&unwise) {
         println!("warning: {said}");
     }
     if let Some(said) = unrouted.note() {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::cli::securing::{self, Listening};
 use crate::cli::{Failure, load, verdicting};
 use crate::clock::Wall;
 use crate::config::{Config, Role};
@@ -19,6 +20,7 @@ use crate::kafka::{ClientSettings, Topics};
 use crate::metrics::Metrics;
 use crate::serve::access::Access;
 use crate::serve::http;
+use crate::serve::tls::Speaks;
 use crate::telemetry::otlp::Mapper;
 
 /// How long the last events may take to be delivered.
@@ -32,7 +34,7 @@ pub(super) struct Edging {
     client: ClientSettings,
     topics: Topics,
     access: Access,
-    listener: TcpListener,
+    listening: Listening,
 }
 
 impl Edging {
@@ -47,8 +49,9 @@ impl Edging {
         let listener = TcpListener::bind(address).map_err(|e| {
             Failure::Reach(format!("cannot listen on {address} for OTLP: {e}; choose another with [otlp] listen"))
         })?;
-        let (client, topics) = (shell.client, shell.topics);
-        Ok(Some(Self { config: config.clone(), client, topics, access, listener }))
+        let tls = securing::tls(config.otlp.tls.as_ref(), Speaks::Http)?;
+        let (client, topics, listening) = (shell.client, shell.topics, Listening { socket: listener, tls });
+        Ok(Some(Self { config: config.clone(), client, topics, access, listening }))
     }
 
     /// With defaults, on the usual port or, where that is taken, on a free one.
@@ -59,14 +62,14 @@ impl Edging {
             Err(error) if error.kind() == ErrorKind::AddrInUse => TcpListener::bind((address.ip(), 0)),
             bound => bound,
         };
-        let listener = listener.map_err(Failure::reach)?;
-        Ok(Self { config, client: client.clone(), topics: topics.clone(), access, listener })
+        let listening = listener.map_err(Failure::reach)?.into();
+        Ok(Self { config, client: client.clone(), topics: topics.clone(), access, listening })
     }
 
     /// Begins to take spans.
     pub(super) fn start(self, metrics: &Arc<Metrics>) -> Result<Edge, Failure> {
-        let Self { config, client, topics, access, listener } = self;
-        let address = listener.local_addr().map_err(Failure::reach)?;
+        let Self { config, client, topics, access, listening } = self;
+        let address = listening.socket.local_addr().map_err(Failure::reach)?;
         let mapper = Arc::new(Mapper::new(config.mapping()));
         let outbox = Arc::new(Outbox::new(&client, DELIVERED_WITHIN).map_err(Failure::reach)?);
         let telemetry: Arc<str> = topics.telemetry.as_str().into();
@@ -81,7 +84,7 @@ impl Edging {
         );
         let stopped = Arc::new(AtomicBool::new(false));
         let mut edge = Edge { address, outbox: Arc::clone(&outbox), stop: None, stopped, threads: Vec::new() };
-        edge.listen(listener, receiver)?;
+        edge.listen(listening, receiver)?;
         if let Some(topic) = config.otlp.topic.clone() {
             let shell = load::shell(&config);
             let bridge = Bridge {
@@ -116,7 +119,8 @@ pub(super) struct Edge {
 }
 
 impl Edge {
-    fn listen(&mut self, listener: TcpListener, receiver: Receiver) -> Result<(), Failure> {
+    fn listen(&mut self, listening: Listening, receiver: Receiver) -> Result<(), Failure> {
+        let Listening { socket: listener, tls } = listening;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(READERS)
@@ -131,7 +135,7 @@ impl Edge {
         };
         let (stop, stopping) = watch::channel(false);
         let body = move || {
-            if let Err(error) = runtime.block_on(http::listen(listener, receiver.routes(), stopping)) {
+            if let Err(error) = runtime.block_on(http::listen(listener, tls, receiver.routes(), stopping)) {
                 tracing::error!(%error, "OTLP is no longer taken");
             }
             runtime.shutdown_background();

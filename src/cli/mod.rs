@@ -21,6 +21,7 @@ mod paneled;
 mod replay;
 mod resize;
 mod run;
+mod securing;
 mod service;
 mod simulate;
 mod tabling;

@@ -10,6 +10,7 @@ use crate::cli::edging::Edging;
 use crate::cli::governing::SetFiles;
 use crate::cli::keys::{self, Keys};
 use crate::cli::load::{Loaded, Texts, Tuning};
+use crate::cli::securing::Listening;
 use crate::cli::service::{self, Governance, Service, Signals};
 use crate::cli::tabling::Tabling;
 use crate::cli::verdicting::Answering;
@@ -36,7 +37,7 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
                 .into(),
         ));
     }
-    let listener = service::listen(config.http)?;
+    let listener = service::secured(&config.http)?;
     let edging = if arguments.until_end { None } else { Edging::of(&config)? };
     let hash = format!("{:012x}", config.digest());
     if !core {
@@ -121,12 +122,7 @@ fn governance(config: &Config, texts: Texts, tuning: Tuning, keys: Arc<Keys>, lo
 }
 
 /// A process without the role core: it owns nothing, joins no group and needs no broker.
-fn alone(
-    config: &Config,
-    listener: std::net::TcpListener,
-    edging: Option<Edging>,
-    hash: &str,
-) -> Result<ExitCode, Failure> {
+fn alone(config: &Config, listener: Listening, edging: Option<Edging>, hash: &str) -> Result<ExitCode, Failure> {
     let signals = Signals::install()?;
     let follows = config.roles.contains(&Role::Serve);
     let keys = follows.then(|| keys::of(config)).transpose()?.map(Arc::new);

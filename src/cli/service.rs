@@ -18,11 +18,12 @@ use crate::cli::keys::Keys;
 use crate::cli::load::Loaded;
 use crate::cli::metered::{Counting, Metered};
 use crate::cli::paneled;
+use crate::cli::securing::{self, Listening};
 use crate::cli::tabling::{self, Filling, Tabling};
 use crate::cli::verdicting::{self, Answering, Following, Known};
 use crate::cli::watching::{Sampler, Watching};
 use crate::clock::Wall;
-use crate::config::Role;
+use crate::config::{Listen, Role};
 use crate::kafka::core::Core;
 use crate::kafka::{CoreFactory, Ended, Error, Handle, Shell, ShellConfig};
 use crate::metrics::Metrics;
@@ -34,6 +35,7 @@ use crate::serve::health::STARTING;
 use crate::serve::http::{self, Views};
 use crate::serve::panels::Panels;
 use crate::serve::reads::events::News;
+use crate::serve::tls::Speaks;
 
 /// How often liveness and readiness follow the shell's status.
 const BEAT: Duration = Duration::from_millis(100);
@@ -88,7 +90,7 @@ impl Service {
     pub(super) fn start(
         core: Option<(Loaded, ShellConfig, Governance)>,
         roles: &BTreeSet<Role>,
-        listener: std::net::TcpListener,
+        listener: impl Into<Listening>,
         config_hash: &str,
         answering: Option<Answering>,
         tabling: Option<Tabling>,
@@ -141,7 +143,7 @@ impl Service {
                 views.with_tables(tables, news).with_explainer(explainer).with_simulator(simulator).with_panels(panels)
             }
         };
-        let (address, http) = serve(listener, views)?;
+        let (address, http) = serve(listener.into(), views)?;
         let (sender, ended) = mpsc::channel();
         let Some((loaded, shell, governance)) = core else {
             health.ready(STARTING);
@@ -294,13 +296,20 @@ fn sample(mut look: impl FnMut(u32) + Send + 'static) -> Result<(mpsc::Sender<()
 
 type Http = (watch::Sender<bool>, JoinHandle<()>);
 
-/// Takes the address for HTTP.
+/// Takes the address for HTTP, and reads what it speaks TLS with.
+pub(super) fn secured(listen: &Listen) -> Result<Listening, Failure> {
+    let tls = securing::tls(listen.tls.as_ref(), Speaks::Http)?;
+    Ok(Listening { socket: self::listen(listen.address)?, tls })
+}
+
+/// Takes an address for HTTP.
 pub(super) fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Failure> {
     std::net::TcpListener::bind(address)
         .map_err(|e| Failure::Reach(format!("cannot listen on {address}: {e}; choose another with [http] listen")))
 }
 
-fn serve(listener: std::net::TcpListener, views: Views) -> Result<(SocketAddr, Http), Failure> {
+fn serve(listening: Listening, views: Views) -> Result<(SocketAddr, Http), Failure> {
+    let Listening { socket: listener, tls } = listening;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().thread_name("http").build();
     let runtime = runtime.map_err(Failure::reach)?;
@@ -314,7 +323,7 @@ fn serve(listener: std::net::TcpListener, views: Views) -> Result<(SocketAddr, H
     let thread = std::thread::Builder::new()
         .name("http-main".into())
         .spawn(move || {
-            if let Err(error) = runtime.block_on(http::serve(listener, views, stopped)) {
+            if let Err(error) = runtime.block_on(http::serve(listener, tls, views, stopped)) {
                 tracing::error!(%error, "HTTP ended");
             }
         })

@@ -13,9 +13,9 @@ use tokio::sync::watch;
 
 use crate::cli::keys::Keys;
 use crate::cli::simulate::asked;
-use crate::cli::{Chain, Failure, explain, load, paneled};
+use crate::cli::{Chain, Failure, explain, load, paneled, securing};
 use crate::clock::Wall;
-use crate::config::{Config, Role};
+use crate::config::{Config, Listen, Role};
 use crate::kafka::follow::{Follower, Start};
 use crate::kafka::reader::OwnedRecord;
 use crate::kafka::{ClientSettings, ShellConfig, Topics};
@@ -29,6 +29,7 @@ use crate::serve::reads::simulate::Simulator;
 use crate::serve::sql::{self, Ended, Sql};
 use crate::serve::tables::schema::Source;
 use crate::serve::tables::{Bounds, Limits, Record, SEALED, Tables, Taken};
+use crate::serve::tls::Speaks;
 
 /// How long one look at the topics may take: a shutdown is noticed after it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -64,7 +65,7 @@ pub(super) struct Tabling {
     /// What says what policies would have done.
     pub(super) simulator: Simulator,
     /// Where SQL is answered.
-    sql: SocketAddr,
+    sql: Listen,
     /// A free port does where that one is taken.
     any_port: bool,
 }
@@ -83,7 +84,7 @@ impl Tabling {
             let explainer = explain::explainer(shell.clone(), load::tuning(config));
             let simulator = asked::simulator(shell.clone(), load::tuning(config));
             let (panels, renew) = (paneled::source(config), config.alerts.external_timeout / 2);
-            let (keys, sql) = (Arc::clone(keys), config.sql);
+            let (keys, sql) = (Arc::clone(keys), config.sql.clone());
             Self {
                 client,
                 topics,
@@ -109,7 +110,7 @@ impl Tabling {
         let simulator = asked::simulator(shell.clone(), load::defaults());
         let (bounds, limits, config) = (Bounds::default(), Limits::default(), Config::default());
         let (shell, keys, panels) = (shell.clone(), Arc::clone(keys), panels::files::Source::Shipped);
-        let (renew, sql) = (config.alerts.external_timeout / 2, config.sql);
+        let (renew, sql) = (config.alerts.external_timeout / 2, config.sql.clone());
         Self {
             client,
             topics,
@@ -128,12 +129,13 @@ impl Tabling {
     }
 
     fn listen(&self) -> Result<std::net::TcpListener, Failure> {
-        match std::net::TcpListener::bind(self.sql) {
+        let address = self.sql.address;
+        match std::net::TcpListener::bind(address) {
             Err(e) if self.any_port && e.kind() == std::io::ErrorKind::AddrInUse => {
-                std::net::TcpListener::bind((self.sql.ip(), 0)).map_err(Failure::reach)
+                std::net::TcpListener::bind((address.ip(), 0)).map_err(Failure::reach)
             }
             bound => bound.map_err(|e| {
-                Failure::Reach(format!("cannot listen on {} for SQL: {e}; choose another with [sql] listen", self.sql))
+                Failure::Reach(format!("cannot listen on {address} for SQL: {e}; choose another with [sql] listen"))
             }),
         }
     }
@@ -210,7 +212,8 @@ pub(super) fn fill(
 ) -> Result<(Tables, Filling), Failure> {
     let tables = Tables::new(tabling.bounds, tabling.limits, Wall::now).map_err(Failure::reach)?;
     let limits = sql::Limits { statement: tabling.limits.time.max(Duration::from_secs(30)), ..sql::Limits::default() };
-    let sql = Arc::new(Sql::new(Arc::new(tables.clone()), access, limits).map_err(Failure::reach)?);
+    let tls = securing::tls(tabling.sql.tls.as_ref(), Speaks::Postgres)?;
+    let sql = Arc::new(Sql::new(Arc::new(tables.clone()), access, limits).map_err(Failure::reach)?.with_tls(tls));
     let listener = tabling.listen()?;
     let address = listener.local_addr().map_err(Failure::reach)?;
     let answering = Some(answer(listener, Arc::clone(&sql))?);

@@ -17,6 +17,7 @@ mod otlp;
 mod reader;
 mod secret;
 mod template;
+mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -41,6 +42,7 @@ use self::reader::{Reader, Section};
 pub(crate) use self::reader::{read_duration, write_duration};
 pub use self::secret::Secret;
 pub use self::template::{FIELDS, Template, cut};
+pub use self::tls::{Listen, Named, Tls};
 use crate::telemetry::redact::{FORBIDDEN, Redactor};
 use crate::telemetry::{Prices, Settings};
 
@@ -63,9 +65,9 @@ pub struct Config {
     /// Event time.
     pub time: Time,
     /// REST, metrics, console: where to listen.
-    pub http: SocketAddr,
+    pub http: Listen,
     /// Postgres wire protocol: where to listen.
-    pub sql: SocketAddr,
+    pub sql: Listen,
     /// OTLP/HTTP.
     pub otlp: Otlp,
     /// Who may do what.
@@ -333,6 +335,8 @@ impl Config {
         }
         let root = document.get_ref();
         let mut r = Reader::new(file, text, env);
+        let http = r.section(root, "http", |s| tls::listen(s, loopback(8080), None));
+        let above = http.tls.clone();
         let config = Self {
             roles: r.section(root, "roles", |s| {
                 let roles = s.choices("enabled", &ROLES);
@@ -346,9 +350,9 @@ impl Config {
             topics: r.section(root, "topics", topics),
             telemetry: r.section(root, "telemetry", telemetry),
             time: r.section(root, "time", time),
-            http: r.section(root, "http", |s| s.address("listen", loopback(8080))),
-            sql: r.section(root, "sql", |s| s.address("listen", loopback(5433))),
-            otlp: r.section(root, "otlp", otlp::otlp),
+            http,
+            sql: r.section(root, "sql", |s| tls::listen(s, loopback(5433), above.as_ref())),
+            otlp: r.section(root, "otlp", |s| otlp::otlp(s, above.as_ref())),
             auth: r.section(root, "auth", auth::auth),
             alerts: r.section(root, "alerts", acting::alerts),
             channels: r.section(root, "channels", channels::channels),

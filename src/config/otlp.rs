@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::reader::Section;
-use super::{Config, Topics, loopback, tenant};
+use super::{Config, Tls, Topics, loopback, tenant, tls};
 use crate::telemetry::otlp::{AgentUsage, Encoding, Names, Settings};
 use crate::telemetry::redact::Redactor;
 
@@ -12,6 +12,8 @@ use crate::telemetry::redact::Redactor;
 pub struct Otlp {
     /// Where to listen.
     pub listen: SocketAddr,
+    /// How it speaks TLS; `None`: in clear.
+    pub tls: Option<Tls>,
     /// Tenant of spans that name none.
     pub default_tenant: String,
     /// Which attributes say whose a span is.
@@ -32,7 +34,7 @@ pub struct Otlp {
     pub encoding: Encoding,
 }
 
-pub(super) fn otlp(s: &mut Section<'_, '_>) -> Otlp {
+pub(super) fn otlp(s: &mut Section<'_, '_>, above: Option<&Tls>) -> Otlp {
     const MIB: usize = 1 << 20;
     let d = Names::default();
     let names = |s: &mut Section<'_, '_>, key: &'static str, default: &[String]| {
@@ -41,6 +43,7 @@ pub(super) fn otlp(s: &mut Section<'_, '_>) -> Otlp {
     };
     let otlp = Otlp {
         listen: s.address("listen", loopback(4318)),
+        tls: tls::tls(s, above),
         default_tenant: tenant(s, "default-tenant", "default"),
         names: Names {
             tenant: names(s, "tenant-attributes", &d.tenant),

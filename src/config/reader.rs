@@ -197,7 +197,7 @@ pub(super) struct Section<'s, 't> {
 }
 
 impl<'s, 't> Section<'s, 't> {
-    fn key(&self, key: &str) -> String {
+    pub(super) fn key(&self, key: &str) -> String {
         format!("{}.{key}", self.name)
     }
 
@@ -259,6 +259,15 @@ impl<'s, 't> Section<'s, 't> {
     /// A string; empty, the default, is nothing.
     pub(super) fn or_none(&mut self, key: &'static str) -> Option<String> {
         self.read(key, None, |found| if found.is_empty() { Ok(None) } else { found.text().map(Some) })
+    }
+
+    /// A string, whether it is there, and whether it is empty.
+    pub(super) fn perhaps(&mut self, key: &'static str) -> Option<Option<String>> {
+        self.read(
+            key,
+            None,
+            |found| if found.is_empty() { Ok(Some(None)) } else { found.text().map(|text| Some(Some(text))) },
+        )
     }
 
     /// A secret, or nothing. `env:NAME` takes it from that variable.

@@ -23,7 +23,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(config.time.idle_timeout, seconds(30));
     assert_eq!(config.time.future, seconds(300));
     assert_eq!(config.limits.dedup_ids, 4_000_000);
-    assert_eq!(config.http.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.http.address.to_string(), "127.0.0.1:8080");
     assert_eq!(config.auth.loopback, Loopback::Token, "secure by default");
     assert_eq!(config.decoder(Arc::default()).future, 300_000_000);
 }

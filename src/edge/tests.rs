@@ -291,7 +291,7 @@ fn a_request_under_way_is_answered_before_the_end() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
-        let server = tokio::spawn(http::listen(listener, routes, stopped));
+        let server = tokio::spawn(http::listen(listener, None, routes, stopped));
         let body = spans(&[call(1, &json!({}))]);
         let mut stream = TcpStream::connect(address).await.unwrap();
         let head = format!(

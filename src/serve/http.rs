@@ -2,7 +2,8 @@
 //!
 //! Everything is a read but what [`commands`] lists; only what is below `/api/v1` and `/policy-layer` needs a token ([`super::access`]). It listens on loopback unless told otherwise. Bounded against any client:
 //! [`MAX_CONNECTIONS`] at once (more wait in the listen queue), [`MAX_HEAD`] bytes of request head within [`HEAD_TIMEOUT`],
-//! [`MAX_BODY`] bytes of body, and [`CONNECTION_LIFE`] for a connection whatever it does.
+//! [`MAX_BODY`] bytes of body, and [`CONNECTION_LIFE`] for a connection whatever it does. With a certificate it speaks TLS ([`super::tls`]), and
+//! nothing else.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -39,6 +41,7 @@ use super::panels::{self, Panels};
 use super::reads::events::News;
 use super::reads::{self, explain::Explainer, simulate::Simulator};
 use super::tables::Tables;
+use super::tls::{self, Tls};
 use super::verdicts::Verdicts;
 
 /// Connections served at once.
@@ -168,15 +171,25 @@ impl Views {
 ///
 /// # Errors
 /// When the listener itself fails; a failing connection is only logged.
-pub async fn serve(listener: TcpListener, views: Views, shutdown: watch::Receiver<bool>) -> io::Result<()> {
-    listen(listener, routes(views), shutdown).await
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    views: Views,
+    shutdown: watch::Receiver<bool>,
+) -> io::Result<()> {
+    listen(listener, tls, routes(views), shutdown).await
 }
 
-/// Serves any routes like [`serve`], within the same bounds. Requests carry their [`Peer`].
+/// Serves any routes like [`serve`], within the same bounds. Requests carry their [`Peer`]. `tls`: over that, and not otherwise.
 ///
 /// # Errors
 /// As [`serve`].
-pub async fn listen(listener: TcpListener, routes: Router, mut shutdown: watch::Receiver<bool>) -> io::Result<()> {
+pub async fn listen(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    routes: Router,
+    mut shutdown: watch::Receiver<bool>,
+) -> io::Result<()> {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     let stopping = shutdown.clone();
@@ -188,9 +201,12 @@ pub async fn listen(listener: TcpListener, routes: Router, mut shutdown: watch::
             Some(_) = connections.join_next() => continue,
         };
         let (stream, peer, permit) = accepted?;
-        let (routes, stopping) = (routes.clone(), stopping.clone());
+        let (tls, routes, stopping) = (tls.clone(), routes.clone(), stopping.clone());
         connections.spawn(async move {
-            connection(stream, peer, routes, stopping).await;
+            match tls {
+                None => connection(stream, peer, routes, stopping).await,
+                Some(tls) => secured(&tls, stream, peer, routes, stopping).await,
+            }
             drop(permit);
         });
     }
@@ -234,7 +250,24 @@ pub(super) fn is_passing(error: &io::Error) -> bool {
     ) || matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, routes: Router, mut stopping: watch::Receiver<bool>) {
+async fn secured(tls: &Tls, stream: TcpStream, peer: SocketAddr, routes: Router, mut stopping: watch::Receiver<bool>) {
+    let accepted = tokio::select! {
+        accepted = tls.accept(stream) => accepted,
+        _ = stopping.wait_for(|stop| *stop) => return,
+    };
+    match accepted {
+        Ok(stream) => connection(stream, peer, routes, stopping).await,
+        Err(error) if tls::is_clear(&error) => {
+            tracing::debug!(%peer, "closed: it spoke no TLS, and https is wanted here")
+        }
+        Err(error) => tracing::debug!(%peer, %error, "closed: no TLS came about"),
+    }
+}
+
+async fn connection<S>(stream: S, peer: SocketAddr, routes: Router, mut stopping: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

@@ -16,6 +16,7 @@ pub mod reads;
 pub mod respond;
 pub mod sql;
 pub mod tables;
+pub mod tls;
 pub mod verdicts;
 
 pub use health::Health;

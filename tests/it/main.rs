@@ -45,6 +45,7 @@ mod stream;
 mod support;
 mod tables_live;
 mod telemetry;
+mod tls;
 mod verdicts;
 mod walls;
 mod workers;

@@ -114,7 +114,7 @@ async fn site(bounds: Bounds) -> Site {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
-    tokio::spawn(crate::serve::http::serve(listener, views.with_commander(Arc::new(commander)), stopped));
+    tokio::spawn(crate::serve::http::serve(listener, None, views.with_commander(Arc::new(commander)), stopped));
     Site { address, records, _stop: stop }
 }
 

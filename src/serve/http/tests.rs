@@ -29,7 +29,7 @@ async fn start(clock: fn() -> Wall) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
-    let server = tokio::spawn(serve(listener, Views::new(health.clone(), metrics.clone(), clock), stopped));
+    let server = tokio::spawn(serve(listener, None, Views::new(health.clone(), metrics.clone(), clock), stopped));
     Running { address, health, metrics, stop, server }
 }
 
@@ -240,7 +240,7 @@ async fn start_api() -> (Running, Arc<Verdicts>) {
     let verdicts = Arc::new(Verdicts::default());
     let views = Views::new(health.clone(), metrics.clone(), t0);
     let views = views.with_api(verdicts.clone(), Arc::default(), Access::new(false).with(TOKEN, acme));
-    let server = tokio::spawn(serve(listener, views, stopped));
+    let server = tokio::spawn(serve(listener, None, views, stopped));
     (Running { address, health, metrics, stop, server }, verdicts)
 }
 

@@ -273,7 +273,7 @@ async fn get(panels: &Arc<Panels>, tenant: &str, path: &str) -> (u16, Value) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let server = tokio::spawn(crate::serve::http::serve(listener, views, stopped));
+    let server = tokio::spawn(crate::serve::http::serve(listener, None, views, stopped));
     let head = "Host: x\r\nConnection: close\r\nAuthorization: Bearer a secret of some length";
     stream.write_all(format!("GET {path} HTTP/1.1\r\n{head}\r\n\r\n").as_bytes()).await.unwrap();
     let mut answer = String::new();

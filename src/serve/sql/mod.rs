@@ -1,8 +1,8 @@
 //! SQL over the wire protocol of Postgres (V5): the tables, for psql, drivers and Grafana. Everything is a read.
 //!
-//! It listens on loopback unless told otherwise. There is no TLS: a request for it is declined, and beyond loopback a TLS proxy belongs
-//! before it. The password is one of the bearer tokens, and is sent as it is: of a token given by its SHA-256 no other proof can be checked
-//! (SCRAM and md5 need what the server does not have).
+//! It listens on loopback unless told otherwise. With a certificate ([`super::tls`]) sessions are given over TLS only; without one a request
+//! for it is declined, and beyond loopback a TLS proxy belongs before it. The password is one of the bearer tokens, and is sent as it is: of
+//! a token given by its SHA-256 no other proof can be checked (SCRAM and md5 need what the server does not have).
 //!
 //! A session sees what its token's tenant sees. What is admitted is said in one place ([`admit`]); what is not is refused before it is
 //! planned. Bounded against any client: connections (one too many is told so), the time of a log-in, of idling and of a statement,
@@ -38,6 +38,7 @@ use tokio::task::JoinSet;
 
 use super::access::Access;
 use super::tables::Tables;
+use super::tls::Tls;
 use cancel::Cancels;
 pub use counts::{Counts, Ended};
 use rewrite::Rewriter;
@@ -99,6 +100,7 @@ pub struct Sql {
     catalog: Arc<PgCatalogStaticTables>,
     rewriter: Rewriter,
     counts: Counts,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Sql {
@@ -109,7 +111,14 @@ impl Sql {
     pub fn new(tables: Arc<Tables>, access: Arc<Access>, limits: Limits) -> io::Result<Self> {
         let catalog = Arc::new(PgCatalogStaticTables::try_new().map_err(io::Error::other)?);
         let (running, cancels, rewriter) = (Semaphore::new(limits.statements), Arc::default(), Rewriter::new());
-        Ok(Self { tables, access, limits, running, cancels, catalog, rewriter, counts: Counts::default() })
+        let counts = Counts::default();
+        Ok(Self { tables, access, limits, running, cancels, catalog, rewriter, counts, tls: None })
+    }
+
+    /// Sessions are given over TLS, and not otherwise; `None`: in clear.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
+        Self { tls, ..self }
     }
 
     /// What it counts of itself.

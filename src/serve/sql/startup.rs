@@ -1,4 +1,6 @@
 //! From the first byte to a session: requests for encryption, requests to cancel, the log-in, and what a client is told at the begin.
+//!
+//! With a certificate, who asks for a session in clear gets none. To cancel is heard in clear too: that is how most clients send it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -56,7 +58,7 @@ pub(super) async fn hear(sql: &Sql, reader: &mut Reader, writer: &mut Writer) ->
     Ok(first(sql, reader, writer).await?.is_some())
 }
 
-/// The message that asks for a session. Encryption is declined, and what is to be cancelled is.
+/// The message that asks for a session, over TLS where it is wanted and can be had. What is to be cancelled is.
 async fn first(sql: &Sql, reader: &mut Reader, writer: &mut Writer) -> Result<Option<Startup>, WireError> {
     for _ in 0..MAX_REQUESTS {
         let Some(frame) = reader.opening(MAX_OPENING).await? else { return Ok(None) };
@@ -65,9 +67,13 @@ async fn first(sql: &Sql, reader: &mut Reader, writer: &mut Writer) -> Result<Op
             bytes.map(u32::from_be_bytes)
         };
         match number(4) {
-            Some(SSL | GSS) => {
-                writer.put_byte(b'N');
+            Some(request @ (SSL | GSS)) => {
+                let tls = sql.tls.as_ref().filter(|_| request == SSL && !reader.is_secured());
+                writer.put_byte(if tls.is_some() { b'S' } else { b'N' });
                 writer.flush().await?;
+                if let Some(tls) = tls {
+                    wire::secure(reader, writer, tls).await?;
+                }
             }
             Some(CANCEL) => {
                 if let (Some(id), Some(secret)) = (number(8), number(12)) {
@@ -95,6 +101,12 @@ async fn admit(
     writer: &mut Writer,
     peer: IpAddr,
 ) -> Result<Result<Opened, Denial>, WireError> {
+    if sql.tls.is_some() && !reader.is_secured() {
+        return Ok(Err((
+            "28000",
+            "sessions are given over TLS only: connect with sslmode=require or stricter".to_owned(),
+        )));
+    }
     let mut asked = startup.parameters;
     let newest = ProtocolVersion::PROTOCOL3_0;
     if startup.protocol_number_major != newest.version_number().0 {

@@ -4,27 +4,120 @@
 //! the log-in, [`super::MAX_SQL`] and somewhat more after it.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use pgwire::messages::{DecodeContext, PgWireBackendMessage, PgWireFrontendMessage, ProtocolVersion};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_rustls::server::TlsStream;
 
 use super::errors::WireError;
+use crate::serve::tls::Tls;
 
 /// What is written is kept until it is so much, or until it is flushed.
 const BUFFER: usize = 64 * 1024;
+/// What is read at once beyond a message.
+const AHEAD: usize = 8 * 1024;
 /// What a client sends that leaves.
 const TERMINATE: &[u8] = b"X\0\0\0\x04";
-/// How often a client is looked at while its statement runs.
-const GLANCE: std::time::Duration = std::time::Duration::from_millis(250);
+/// What a client may send while its statement runs; more waits.
+const MAX_AHEAD: usize = 64 * 1024;
+
+/// What a client's bytes come through.
+#[derive(Debug)]
+enum In {
+    Clear(OwnedReadHalf),
+    Secured(ReadHalf<TlsStream<TcpStream>>),
+    /// The handshake came to nothing.
+    Lost,
+}
+
+/// What bytes go to a client through.
+#[derive(Debug)]
+enum Out {
+    Clear(OwnedWriteHalf),
+    Secured(WriteHalf<TlsStream<TcpStream>>),
+    /// The handshake came to nothing.
+    Lost,
+}
+
+fn lost<T>() -> Poll<io::Result<T>> {
+    Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
+}
+
+impl AsyncRead for In {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(half) => Pin::new(half).poll_read(cx, buffer),
+            Self::Secured(half) => match ready!(Pin::new(half).poll_read(cx, buffer)) {
+                // many leave without saying so in TLS: every message says itself how long it is
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+                read => Poll::Ready(read),
+            },
+            Self::Lost => lost(),
+        }
+    }
+}
+
+impl AsyncWrite for Out {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Clear(half) => Pin::new(half).poll_write(cx, bytes),
+            Self::Secured(half) => Pin::new(half).poll_write(cx, bytes),
+            Self::Lost => lost(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(half) => Pin::new(half).poll_flush(cx),
+            Self::Secured(half) => Pin::new(half).poll_flush(cx),
+            Self::Lost => lost(),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(half) => Pin::new(half).poll_shutdown(cx),
+            Self::Secured(half) => Pin::new(half).poll_shutdown(cx),
+            Self::Lost => lost(),
+        }
+    }
+}
+
+/// Goes on over TLS. What was sent in clear after the request for it does not count as said over it: it is refused.
+pub(super) async fn secure(reader: &mut Reader, writer: &mut Writer, tls: &Tls) -> Result<(), WireError> {
+    if !reader.held.is_empty() {
+        return Err(WireError::Protocol("bytes in clear after a request for TLS".to_owned()));
+    }
+    let halves = (std::mem::replace(&mut reader.half, In::Lost), std::mem::replace(&mut writer.half, Out::Lost));
+    let (In::Clear(read), Out::Clear(write)) = halves else {
+        return Err(WireError::Protocol("a request for TLS over TLS".to_owned()));
+    };
+    let stream = tls.accept(read.reunite(write).map_err(io::Error::other)?).await?;
+    let (read, write) = tokio::io::split(stream);
+    (reader.half, writer.half) = (In::Secured(read), Out::Secured(write));
+    Ok(())
+}
 
 /// What comes from the client.
 #[derive(Debug)]
-pub(super) struct Reader(BufReader<OwnedReadHalf>);
+pub(super) struct Reader {
+    half: In,
+    /// What was read and not yet taken.
+    held: Vec<u8>,
+}
 
 impl Reader {
     pub(super) fn new(half: OwnedReadHalf) -> Self {
-        Self(BufReader::new(half))
+        Self { half: In::Clear(half), held: Vec::new() }
+    }
+
+    /// Whether it comes over TLS.
+    pub(super) fn is_secured(&self) -> bool {
+        matches!(self.half, In::Secured(_))
     }
 
     /// A message of the begin, which has no type: its whole frame. None: the client is gone.
@@ -39,14 +132,13 @@ impl Reader {
     }
 
     async fn frame(&mut self, before: usize, most: usize) -> Result<Option<Vec<u8>>, WireError> {
-        let mut frame = vec![0; before + 4];
-        let begun = self.0.read(&mut frame).await?;
-        if begun == 0 {
+        if self.held.is_empty() && self.more(AHEAD).await? == 0 {
             return Ok(None);
         }
-        self.0.read_exact(&mut frame[begun..]).await?;
+        let head = before + 4;
+        self.hold(head).await?;
         let mut length = [0; 4];
-        length.copy_from_slice(&frame[before..]);
+        length.copy_from_slice(&self.held[before..head]);
         let length = usize::try_from(i32::from_be_bytes(length)).unwrap_or(usize::MAX);
         if length > most {
             return Err(WireError::TooLarge(length, most));
@@ -54,20 +146,39 @@ impl Reader {
         if length < 4 {
             return Err(WireError::Protocol("a length that does not count itself".to_owned()));
         }
-        frame.resize(before + length, 0);
-        self.0.read_exact(&mut frame[before + 4..]).await?;
-        Ok(Some(frame))
+        self.hold(before + length).await?;
+        let rest = self.held.split_off(before + length);
+        Ok(Some(std::mem::replace(&mut self.held, rest)))
     }
 
-    /// Ends when the client is gone or has taken leave. What it sends otherwise stays to be read.
+    /// Reads until so much is held. May be given up at any time: what was read is held.
+    async fn hold(&mut self, bytes: usize) -> io::Result<()> {
+        while let Some(missing) = bytes.checked_sub(self.held.len()).filter(|missing| *missing > 0) {
+            if self.more(missing.max(AHEAD)).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads once, no more than so much. 0: the client is gone.
+    async fn more(&mut self, most: usize) -> io::Result<usize> {
+        let room = most.min(BUFFER);
+        self.held.reserve(room);
+        (&mut self.half).take(room as u64).read_buf(&mut self.held).await
+    }
+
+    /// Ends when the client is gone or has taken leave. What it sends otherwise is held to be read.
     pub(super) async fn gone(&mut self) {
         loop {
-            let mut next = [0; TERMINATE.len() + 1];
-            match self.0.get_mut().peek(&mut next).await {
+            let before = self.held.len();
+            if before >= MAX_AHEAD {
+                return std::future::pending().await;
+            }
+            match self.more(AHEAD).await {
                 Ok(0) | Err(_) => return,
-                Ok(n) if &next[..n] == TERMINATE => return,
-                // something waits to be read after this statement: whether the end follows it is seen by looking again
-                Ok(_) => tokio::time::sleep(GLANCE).await,
+                Ok(_) if &self.held[before..] == TERMINATE => return,
+                Ok(_) => {}
             }
         }
     }
@@ -85,14 +196,14 @@ pub(super) fn decode(frame: &[u8], opening: bool) -> Result<PgWireFrontendMessag
 /// What goes to the client.
 #[derive(Debug)]
 pub(super) struct Writer {
-    half: OwnedWriteHalf,
+    half: Out,
     pending: Vec<u8>,
     written: usize,
 }
 
 impl Writer {
     pub(super) fn new(half: OwnedWriteHalf) -> Self {
-        Self { half, pending: Vec::new(), written: 0 }
+        Self { half: Out::Clear(half), pending: Vec::new(), written: 0 }
     }
 
     /// Adds a message to what is to be sent.
@@ -122,6 +233,7 @@ impl Writer {
             }
             self.written += sent;
         }
+        self.half.flush().await?;
         self.pending.clear();
         self.written = 0;
         Ok(())

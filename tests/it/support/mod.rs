@@ -1,8 +1,10 @@
 //! What several behaviour tests need: the shipped queries, real telemetry, and settings of a core.
 
 pub mod broker;
+pub mod certificates;
 pub mod child;
 pub mod desk;
+pub mod process;
 pub mod sidecar;
 pub mod toy;
 
