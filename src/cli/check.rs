@@ -6,6 +6,7 @@ use crate::cli::load::{self, Loaded, Texts};
 use crate::cli::{CheckArguments, Failure, delivering, paneled, securing};
 use crate::clock::Wall;
 use crate::config::Config;
+use crate::kafka::Error;
 use crate::policy::{Severity, schema_text};
 use crate::serve::tables::{Bounds, Limits, Tables};
 
@@ -23,7 +24,12 @@ pub(super) fn main(arguments: &CheckArguments) -> Result<ExitCode, Failure> {
     let panels = paneled::checked(&config, &empty)?;
     let unrouted = delivering::unrouted(&config, &loaded.policies);
     let unusable = delivering::unusable(&config);
-    let unwise = securing::checked(&config)?;
+    let mut unwise = securing::checked(&config)?;
+    match load::shell(&config).client.check() {
+        // what is checked here may be meant for another build
+        Err(error @ Error::NeedsTls { .. }) => drop(unwise.insert(error.to_string())),
+        taken => taken.map_err(Failure::unreadable)?,
+    }
     let found = loaded.findings.iter().filter(|f| f.severity == Severity::Warning).count();
     let warnings = found + unrouted.said().len() + unusable.len() + unwise.len();
     for said in unrouted.said().iter().chain(&unusable).chain(&unwise) {

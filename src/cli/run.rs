@@ -37,6 +37,7 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
                 .into(),
         ));
     }
+    load::shell(&config).client.check().map_err(Failure::unreadable)?;
     let listener = service::secured(&config.http)?;
     let edging = if arguments.until_end { None } else { Edging::of(&config)? };
     let hash = format!("{:012x}", config.digest());
@@ -165,7 +166,12 @@ fn provision(client: &ClientSettings, topics: &Topics) -> Result<Receiver<Error>
             };
             match outcome {
                 Ok(partitions) => return tracing::debug!(partitions, "topics are as they have to be"),
-                Err(error @ (Error::Partitions { .. } | Error::Cleanup { .. } | Error::Settings(_))) => {
+                Err(
+                    error @ (Error::Partitions { .. }
+                    | Error::Cleanup { .. }
+                    | Error::Settings(_)
+                    | Error::NeedsTls { .. }),
+                ) => {
                     if sender.send(error).is_err() {
                         tracing::debug!("the process is ending");
                     }

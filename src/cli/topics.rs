@@ -9,6 +9,7 @@ use crate::kafka::provision::{Broker, create_and_verify, describe};
 pub(super) fn main(arguments: &TopicsArguments) -> Result<ExitCode, Failure> {
     let config = load::config(arguments.config.path())?;
     let shell = load::shell(&config);
+    shell.client.check().map_err(Failure::unreadable)?;
     let broker = Broker::new(shell.client.clone());
     match &arguments.action {
         TopicsAction::Resize(order) => return resize::main(order, &config),

@@ -11,6 +11,8 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 
+use super::errors::Error;
+use super::refusal;
 use super::topics::Topics;
 
 /// After so long without traffic the transactional producer closes a connection, in milliseconds.
@@ -67,6 +69,14 @@ impl ClientSettings {
     /// A real broker at these addresses, without further properties.
     pub fn new(brokers: impl Into<String>) -> Self {
         Self { brokers: brokers.into(), kind: BrokerKind::Real, properties: BTreeMap::new() }
+    }
+
+    /// Whether librdkafka takes the properties, as far as that shows without a broker.
+    ///
+    /// # Errors
+    /// One that it does not know, a value that it does not take, or what this build has not.
+    pub fn check(&self) -> Result<(), Error> {
+        self.admin().create_native_config().map(drop).map_err(Error::settings)
     }
 
     /// `defaults`, then the user's properties, then `required`.
@@ -342,6 +352,11 @@ impl ClientContext for Logged {
 impl rdkafka::consumer::ConsumerContext for Logged {}
 
 pub(super) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match refusal::hear(message) {
+        Some((refusal, true)) => return tracing::warn!(target: "librdkafka", facility, "{refusal}; {message}"),
+        Some((_, false)) => return tracing::debug!(target: "librdkafka", facility, "{message}"),
+        None => {}
+    }
     match level {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
             tracing::warn!(target: "librdkafka", facility, "{message}");

@@ -6,6 +6,7 @@
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use super::core::CoreError;
+use super::refusal::{self, Refusal};
 
 /// Why the shell (or a client helper) gave up. Retriable trouble is handled inside and never surfaces here.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +14,27 @@ pub enum Error {
     /// A client could not be created: a bad property.
     #[error("Kafka client settings are not accepted: {0}")]
     Settings(#[source] KafkaError),
+    /// Settings that need what this build was made without.
+    #[error(
+        "[kafka.client] {property} needs TLS or SCRAM, and this build of runwarden has neither: take one made with `--features tls`, such as the \
+         image"
+    )]
+    NeedsTls {
+        /// The property.
+        property: String,
+    },
+    /// A call failed after the broker and this process did not come to an understanding.
+    #[error("{context}: {refusal} (librdkafka: {said})")]
+    Refusal {
+        /// What was being done.
+        context: String,
+        /// Who refuses what, and what to do.
+        refusal: Refusal,
+        /// librdkafka's words for it.
+        said: String,
+        /// The call's own error.
+        source: KafkaError,
+    },
     /// A call to the broker failed for good.
     #[error("{context}")]
     Broker {
@@ -113,9 +135,24 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn broker(context: impl Into<String>, source: KafkaError) -> Self {
-        match classify(&source) {
-            Class::Denied => Self::Denied { context: context.into(), source },
-            _ => Self::Broker { context: context.into(), source },
+        let context = context.into();
+        match (classify(&source), unreached(&source).then(refusal::recent).flatten()) {
+            (Class::Denied, _) => Self::Denied { context, source },
+            (_, Some((refusal, said))) => Self::Refusal { context, refusal, said, source },
+            _ => Self::Broker { context, source },
+        }
+    }
+
+    /// A client that cannot be made. The value of a property is not said: it may be a secret.
+    pub(crate) fn settings(source: KafkaError) -> Self {
+        match source {
+            KafkaError::ClientConfig(_, said, property, _) if said.contains("not available at build time") => {
+                Self::NeedsTls { property }
+            }
+            KafkaError::ClientConfig(code, said, property, _) => {
+                Self::Settings(KafkaError::ClientConfig(code, said, property, String::new()))
+            }
+            source => Self::Settings(source),
         }
     }
 }
@@ -151,6 +188,31 @@ pub fn classify(error: &KafkaError) -> Class {
         KafkaError::Transaction(e) if e.is_retriable() => Class::Retry,
         KafkaError::Flush(_) => Class::Retry,
         _ => Class::Fatal,
+    }
+}
+
+/// Whether no broker was there to answer, as far as the call knows.
+fn unreached(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    matches!(
+        code,
+        Some(
+            Code::BrokerTransportFailure
+                | Code::AllBrokersDown
+                | Code::OperationTimedOut
+                | Code::MessageTimedOut
+                | Code::Authentication
+                | Code::SSL
+                | Code::Resolve
+        )
+    )
+}
+
+/// What was refused, where a call failed of that: for reasons of not being ready.
+pub(super) fn why(error: &KafkaError) -> String {
+    match unreached(error).then(refusal::recent).flatten() {
+        Some((refusal, _)) => format!("{error}: {refusal}"),
+        None => error.to_string(),
     }
 }
 

@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{BrokerKind, ClientSettings, Isolation, Logged};
 use super::errors::Error;
-use super::reader::{OwnedRecord, patiently};
+use super::reader::{OwnedRecord, heed, patiently};
 
 /// How long the broker may take to describe a topic.
 const METADATA: Duration = Duration::from_secs(10);
@@ -121,6 +121,7 @@ impl Follower {
         let consumer = consumer(client, "runwarden-cluster")?;
         let until = Instant::now() + METADATA;
         patiently(until, || consumer.fetch_metadata(None, METADATA))
+            .inspect_err(|_| heed(&consumer))
             .map_err(|e| Error::broker("cannot reach the cluster".to_owned(), e))?;
         Ok(consumer.client().fetch_cluster_id(METADATA).unwrap_or_default())
     }
@@ -209,13 +210,14 @@ fn consumer(client: &ClientSettings, name: &str) -> Result<BaseConsumer<Logged>,
         // whoever follows for long lets the broker wait; what is committed shows at the end of a wait only
         config.set("fetch.wait.max.ms", "50");
     }
-    config.create_with_context(Logged).map_err(Error::Settings)
+    config.create_with_context(Logged).map_err(Error::settings)
 }
 
 fn partitions_of(consumer: &BaseConsumer<Logged>, topic: &str) -> Result<Vec<i32>, Error> {
     let failed = |e| Error::broker(format!("cannot follow {topic}"), e);
-    let metadata =
-        patiently(Instant::now() + METADATA, || consumer.fetch_metadata(Some(topic), METADATA)).map_err(failed)?;
+    let metadata = patiently(Instant::now() + METADATA, || consumer.fetch_metadata(Some(topic), METADATA))
+        .inspect_err(|_| heed(consumer))
+        .map_err(failed)?;
     let known = metadata.topics().iter().filter(|t| t.error().is_none() && !t.partitions().is_empty());
     let known: Vec<i32> = known.flat_map(|t| t.partitions()).map(|p| p.id()).collect();
     if known.is_empty() { Err(Error::MissingTopic(topic.to_owned())) } else { Ok(known) }

@@ -97,7 +97,7 @@ impl Hold {
     pub(super) fn take(config: &ShellConfig, partitions: i32) -> Result<Self, Error> {
         let refused = |reason: String| Error::Refused(format!("cannot become the only member of the group: {reason}"));
         let consumer: BaseConsumer<Group> =
-            config.consumer(partitions).create_with_context(Group::default()).map_err(Error::Settings)?;
+            config.consumer(partitions).create_with_context(Group::default()).map_err(Error::settings)?;
         let topic = config.topics.telemetry.as_str();
         consumer.subscribe(&[topic]).map_err(|e| Error::broker("subscribe", e))?;
         let deadline = Instant::now() + patience(config);

@@ -30,7 +30,7 @@ impl Mock {
     pub fn start() -> Result<Self, Error> {
         let mut config = ClientConfig::new();
         config.set("test.mock.num.brokers", "1").set("log_level", "3");
-        let owner = BaseProducer::from_config_and_context(&config, DefaultProducerContext).map_err(Error::Settings)?;
+        let owner = BaseProducer::from_config_and_context(&config, DefaultProducerContext).map_err(Error::settings)?;
         let cluster = owner.client().mock_cluster().ok_or_else(missing)?;
         let bootstrap = cluster.bootstrap_servers();
         drop(cluster);

@@ -30,6 +30,7 @@ mod group;
 pub mod history;
 mod hold;
 mod partition;
+mod refusal;
 mod restore;
 mod session;
 mod standing;

@@ -110,7 +110,7 @@ impl Outbox {
             .set("max.in.flight.requests.per.connection", "1")
             .set("linger.ms", "2")
             .set("message.timeout.ms", within.as_millis().to_string());
-        Ok(Self(config.create_with_context(Reports).map_err(Error::Settings)?))
+        Ok(Self(config.create_with_context(Reports).map_err(Error::settings)?))
     }
 
     /// Sends records, and answers when all are acknowledged or one is not. `held` is dropped then. What cannot be queued now is refused

@@ -87,7 +87,7 @@ impl Producer {
 
     fn with(config: &ClientConfig) -> Result<Self, Error> {
         let reports = Arc::new(Counts::default());
-        let inner = config.create_with_context(Reports(Arc::clone(&reports))).map_err(Error::Settings)?;
+        let inner = config.create_with_context(Reports(Arc::clone(&reports))).map_err(Error::settings)?;
         Ok(Self { inner, reports })
     }
 

@@ -154,7 +154,7 @@ impl Broker {
     ) -> Result<T, Error> {
         let run = || {
             let admin: AdminClient<Logged> =
-                self.client.admin().create_with_context(Logged).map_err(Error::Settings)?;
+                self.client.admin().create_with_context(Logged).map_err(Error::settings)?;
             let options = AdminOptions::new()
                 .request_timeout(Some(Duration::from_secs(30)))
                 .operation_timeout(Some(Duration::from_secs(30)));

@@ -15,8 +15,11 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{ClientSettings, Isolation, Logged};
 use super::errors::{Error, is_transient};
+use super::refusal;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long is listened to what a client logged.
+const HEED: Duration = Duration::from_millis(100);
 /// Longest wait for the next record of a partition that has one.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -57,6 +60,17 @@ pub fn micros(message: &impl Message) -> i64 {
     message.timestamp().to_millis().map_or(0, |ms| ms.saturating_mul(1000))
 }
 
+/// Hears why a call to the broker failed: what a client logs waits until it is polled. Not where partitions are assigned, whose records would
+/// be lost.
+pub(super) fn heed(consumer: &BaseConsumer<Logged>) {
+    if consumer.assignment().is_ok_and(|assigned| assigned.count() == 0) {
+        let until = Instant::now() + HEED;
+        while refusal::recent().is_none() && Instant::now() < until {
+            drop(consumer.poll(Duration::from_millis(5)));
+        }
+    }
+}
+
 /// Reads assigned partitions; joins no group, commits nothing.
 pub struct Reader {
     consumer: Arc<BaseConsumer<Logged>>,
@@ -66,7 +80,7 @@ impl Reader {
     /// Creates a client. `group` is only a name for access control.
     pub fn new(client: &ClientSettings, group: &str, isolation: Isolation) -> Result<Self, Error> {
         let config = client.reader(group, isolation);
-        let consumer = config.create_with_context(Logged).map_err(Error::Settings)?;
+        let consumer = config.create_with_context(Logged).map_err(Error::settings)?;
         Ok(Self { consumer: Arc::new(consumer) })
     }
 
@@ -77,7 +91,7 @@ impl Reader {
 
     /// Partition counts of all topics.
     pub fn partition_counts(&self) -> Result<BTreeMap<String, i32>, KafkaError> {
-        let metadata = self.consumer.fetch_metadata(None, CALL_TIMEOUT)?;
+        let metadata = self.consumer.fetch_metadata(None, CALL_TIMEOUT).inspect_err(|_| heed(&self.consumer))?;
         let known = metadata.topics().iter().filter(|t| t.error().is_none());
         Ok(known.map(|t| (t.name().to_owned(), i32::try_from(t.partitions().len()).unwrap_or(i32::MAX))).collect())
     }

@@ -452,7 +452,7 @@ impl Resize<'_> {
     }
 
     fn writer(&self) -> Result<Writer, Error> {
-        let writer = Writer::new(&self.plan.config.transactional_producer()).map_err(Error::Settings)?;
+        let writer = Writer::new(&self.plan.config.transactional_producer()).map_err(Error::settings)?;
         let deadline = Instant::now() + SHOWS_WITHIN;
         loop {
             match writer.init(Duration::from_secs(5)) {

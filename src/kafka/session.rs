@@ -104,7 +104,7 @@ impl<'a> Session<'a> {
         status.owned.store(Arc::default());
         let mut waiting = Waiting::new(plan);
         let Some(partitions) = await_topics(plan, control, woken, &mut waiting)? else { return Ok(None) };
-        let writer = Writer::new(&config.transactional_producer()).map_err(Error::Settings)?;
+        let writer = Writer::new(&config.transactional_producer()).map_err(Error::settings)?;
         loop {
             if control.stopping() {
                 return Ok(None);
@@ -122,7 +122,7 @@ impl<'a> Session<'a> {
             }
         }
         let mut consumer: BaseConsumer<Group> =
-            config.consumer(partitions).create_with_context(Group::default()).map_err(Error::Settings)?;
+            config.consumer(partitions).create_with_context(Group::default()).map_err(Error::settings)?;
         let wake = Arc::clone(control);
         consumer.set_nonempty_callback(move || wake.wake());
         consumer.subscribe(&[&config.topics.telemetry]).map_err(|e| Error::broker("subscribe", e))?;

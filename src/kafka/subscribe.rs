@@ -72,7 +72,7 @@ impl Subscriber {
     /// Settings that are not accepted.
     pub fn new(shell: &ShellConfig, group: &str, topic: &str, start: Start) -> Result<Self, Error> {
         let config = ShellConfig { group: group.to_owned(), prefetch_kbytes: PREFETCH, ..shell.clone() }.consumer(1);
-        let consumer: BaseConsumer<Group> = config.create_with_context(Group::default()).map_err(Error::Settings)?;
+        let consumer: BaseConsumer<Group> = config.create_with_context(Group::default()).map_err(Error::settings)?;
         consumer.subscribe(&[topic]).map_err(|e| Error::broker(format!("cannot subscribe to {topic}"), e))?;
         Ok(Self {
             consumer,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::client::Isolation;
-use super::errors::{Error, is_transient};
+use super::errors::{Error, is_transient, why};
 use super::provision;
 use super::reader::Reader;
 use super::restore::Plan;
@@ -67,7 +67,7 @@ pub(super) fn await_topics(
                 Err(missing @ Error::MissingTopic(_)) => missing.to_string(),
                 Err(error) => return Err(error.into()),
             },
-            Err(error) if is_transient(&error) => format!("{}: {error}", plan.config.client.brokers),
+            Err(error) if is_transient(&error) => format!("{}: {}", plan.config.client.brokers, why(&error)),
             Err(error) => return Err(Error::broker("cannot read metadata", error).into()),
         };
         plan.status.connected.store(false, Ordering::Release);

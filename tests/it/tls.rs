@@ -443,3 +443,26 @@ fn a_process_with_a_certificate_that_cannot_be_used_does_not_start_and_check_fin
     let checked = runwarden(dir.path(), &["check"]).output().unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
 }
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn a_build_without_tls_to_kafka_says_so_at_once_and_check_warns_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for property in
+        ["\"security.protocol\" = \"SSL\"", "\"security.protocol\" = \"SASL_SSL\"", "\"ssl.ca.location\" = \"ca.pem\""]
+    {
+        let text = format!(
+            "[kafka]\nbrokers = \"127.0.0.1:1\"\n[kafka.client]\n{property}\n[http]\nlisten = \"127.0.0.1:0\"\n"
+        );
+        fs::write(dir.path().join("runwarden.toml"), text).unwrap();
+        for command in [&["run"][..], &["topics", "create"]] {
+            let output = runwarden(dir.path(), command).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.contains("[kafka.client] s") && said.contains("--features tls"), "{said}");
+        }
+        let checked = runwarden(dir.path(), &["check"]).output().unwrap();
+        let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(checked.status.success() && said.contains("warning: [kafka.client] s"), "{said}");
+    }
+}

@@ -163,7 +163,7 @@ impl Session<'_> {
             match result {
                 Ok(Some(restored)) => self.activate(*restored)?,
                 Ok(None) => {}
-                Err(Error::Broker { context, source }) => {
+                Err(Error::Broker { context, source } | Error::Refusal { context, source, .. }) => {
                     return Err(rebuild(&format!("restore of partition {partition}: {context}"), &source));
                 }
                 Err(error) => return Err(error.into()),
