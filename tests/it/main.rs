@@ -38,6 +38,7 @@ mod real_hour;
 mod respond;
 mod respond_files;
 mod rest_writes;
+mod secrets;
 mod sidecar;
 mod simulation;
 mod storm;
