@@ -22,3 +22,4 @@ pub mod policy;
 pub mod serve;
 pub mod stream;
 pub mod telemetry;
+pub mod traces;

@@ -1,4 +1,5 @@
-//! Log set-up: to standard error, for people or as JSON; the level from `RUST_LOG` or the configuration.
+//! Log set-up: to standard error, for people or as JSON; the level from `RUST_LOG` or the configuration. What is logged while a step is
+//! worked on carries its span: `step`, and `trace_id` where it is traced.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -65,7 +66,7 @@ fn subscriber(
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(writer);
     match format {
         LogFormat::Human => Box::new(builder.finish()),
-        LogFormat::Json => Box::new(builder.json().flatten_event(true).with_current_span(false).finish()),
+        LogFormat::Json => Box::new(builder.json().flatten_event(true).with_span_list(false).finish()),
     }
 }
 
@@ -156,6 +157,32 @@ mod tests {
         let line = logged(LogFormat::Human, "info");
         assert!(line.contains("INFO") && line.contains("assigned partition=3") && !line.contains('\u{1b}'), "{line}");
         assert_eq!(line.lines().count(), 1);
+    }
+
+    /// Logs in a step, of which it becomes known that it is traced.
+    fn in_a_step(format: LogFormat) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let subscriber = subscriber(format, filter("warn").unwrap(), false, BoxMakeWriter::new(move || writer.clone()));
+        tracing::subscriber::with_default(subscriber, || {
+            let span = tracing::error_span!("step", step = "3/42", trace_id = tracing::field::Empty);
+            span.in_scope(|| tracing::warn!(decision_id = "d-1", "first"));
+            span.record("trace_id", "4bf9");
+            span.in_scope(|| tracing::warn!("second"));
+        });
+        let bytes = sink.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn lines_of_a_step_carry_its_id_and_that_of_its_trace() {
+        let lines = in_a_step(LogFormat::Json);
+        let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines[0]["span"], serde_json::json!({"name": "step", "step": "3/42"}));
+        assert_eq!(lines[0]["decision_id"], "d-1");
+        assert_eq!((&lines[1]["span"]["step"], &lines[1]["span"]["trace_id"]), (&"3/42".into(), &"4bf9".into()));
+        let lines = in_a_step(LogFormat::Human);
+        assert!(lines.contains("step{step=\"3/42\"") && lines.contains("trace_id=\"4bf9\"}"), "{lines}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod http;
 pub mod labels;
 pub mod otlp;
 pub mod panels;
+pub mod traces;
 
 pub use self::holdings::Held;
 
@@ -131,6 +132,8 @@ pub struct Metrics {
     pub http: http::Http,
     /// What is counted of channels.
     pub channels: channels::Channels,
+    /// What is counted of traces.
+    pub traces: traces::Traces,
     /// Sets of files that this process read, by what became of them.
     pub policy_sets: Family<SetOutcome>,
     /// Revision of the policies in force, as followed; 0 before any.
@@ -289,6 +292,7 @@ impl Metrics {
             otlp: otlp::Otlp::register(r)?,
             http: http::Http::register(r)?,
             channels: channels::Channels::register(r)?,
+            traces: traces::Traces::register(r)?,
             policy_sets: Family::register(r, "runwarden_policy_sets_total", "Sets of files read by this process")?,
             policy_revision: gauge(r, "runwarden_policy_revision", "Revision of the policies in force, 0 before any")?,
             policy_generation: gauge(r, "runwarden_policy_generation", "Generation of the set of files in force")?,

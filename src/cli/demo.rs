@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::edging::Edging;
 use crate::cli::governing::SetFiles;
-use crate::cli::service::{self, Governance, Service, Signals};
+use crate::cli::service::{self, Deciding, Governance, Service, Signals};
 use crate::cli::tabling::Tabling;
 use crate::cli::verdicting::Answering;
 use crate::cli::{DemoArguments, Failure, keys, load};
@@ -65,7 +65,7 @@ pub(super) fn main(arguments: &DemoArguments) -> Result<ExitCode, Failure> {
     let (listener, note) = listen(arguments.listen)?;
     let tabling = Tabling::passing(&shell, &passing);
     let service = Service::start(
-        Some((loaded, shell, governance)),
+        Some(Deciding { loaded, shell, governance, traces: None }),
         &crate::config::Config::default().roles,
         listener,
         "demo",

@@ -286,6 +286,21 @@ pub(super) fn shell(config: &Config) -> ShellConfig {
     shell
 }
 
+/// What is traced of a shell's steps; `None`: nothing.
+pub(super) fn traces(config: &Config, shell: &ShellConfig) -> Option<crate::traces::Settings> {
+    let traces = &config.traces;
+    Some(crate::traces::Settings {
+        endpoint: traces.endpoint.clone()?,
+        headers: traces.headers.clone(),
+        timeout: traces.timeout,
+        share: traces.sample,
+        decided_per_second: traces.decided_per_second,
+        group: shell.group.clone(),
+        topic: shell.topics.telemetry.clone(),
+        instance: shell.slot.clone(),
+    })
+}
+
 /// Stable over restarts of a container or pod, unless it gets another name.
 fn host_name() -> String {
     let read = |path: &str| fs::read_to_string(path).ok().map(|n| n.trim().to_owned()).filter(|n| !n.is_empty());

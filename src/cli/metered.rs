@@ -1,7 +1,7 @@
 //! A partition whose steps are counted.
 //!
-//! Counting stands outside the core, so the core stays a function of its input; steps run again after a restart are not
-//! counted twice.
+//! Counting, measuring and logging stand outside the core, so the core stays a function of its input; steps run again after a restart
+//! are not counted twice.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,13 +12,16 @@ use crate::cli::load;
 use crate::cli::unmatched::{Looked, Policies};
 use crate::clock::{Micros, Wall};
 use crate::decide::records::{AlertStatus, CommandResult, Decision, Kind};
-use crate::kafka::core::{Core, CoreError, Input, StateChange, StepInput, StepOutput, Topic};
+use crate::kafka::core::{Core, CoreError, Fact, Input, Part, StateChange, StepInput, StepOutput, Topic};
+use crate::logging::Limiter;
 use crate::metrics::labels::{self, Label};
 use crate::metrics::{Held, Metrics};
-use crate::pipeline::{InForce, Partition, Step};
+use crate::pipeline::{InForce, Partition, Phase, Step, Watch};
 use crate::policy::Snapshot;
 use crate::serve::verdicts::Verdicts;
 
+/// Between two lines about interventions, µs: a storm must not fill the log.
+const LINE_EVERY: Micros = 100_000;
 /// How often a partition says what it holds.
 const GAUGE_EVERY: Duration = Duration::from_secs(1);
 
@@ -29,14 +32,24 @@ pub(super) struct Counting {
     verdicts: Option<Arc<Verdicts>>,
     /// Policies in force that no limit set holds so far, by (tenant, id).
     unmatched: Mutex<Policies>,
+    /// Whether the parts of steps are measured, for traces.
+    measures: bool,
+    lines: Limiter,
 }
 
 impl Counting {
     /// Under `snapshot`; `verdicts` are told of what is decided.
     pub(super) fn new(metrics: Arc<Metrics>, snapshot: &Snapshot, verdicts: Option<Arc<Verdicts>>) -> Self {
-        let counting = Self { metrics, verdicts, unmatched: Mutex::default() };
+        let lines = Limiter::new(LINE_EVERY);
+        let counting = Self { metrics, verdicts, unmatched: Mutex::default(), measures: false, lines };
         counting.expect(snapshot);
         counting
+    }
+
+    /// Measures the parts of steps, for traces.
+    pub(super) fn measuring(mut self, measures: bool) -> Self {
+        self.measures = measures;
+        self
     }
 
     /// Other policies are in force: each is unmatched until an event meets it.
@@ -65,6 +78,33 @@ pub(super) struct Metered {
     forgotten: (u64, u64),
     /// Time spent on each tenant since its last roll-up.
     spent: HashMap<Arc<str>, Duration>,
+    /// The last live step, until it is told.
+    untold: Option<Step>,
+}
+
+/// When the parts of a step began.
+#[derive(Default, Clone)]
+struct Marks(Arc<Mutex<Vec<(Phase, Instant)>>>);
+
+impl Marks {
+    fn watch(&self) -> Watch {
+        let marks = self.clone();
+        Watch::new(move |phase| {
+            let mut marks = marks.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if marks.last().is_none_or(|(last, _)| *last != phase) {
+                marks.push((phase, Instant::now()));
+            }
+        })
+    }
+
+    /// The parts, each up to the next; then those of encoding, which ended now.
+    fn parts(&self, decided: Instant) -> Vec<Part> {
+        let marks = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let ends = marks.iter().skip(1).map(|(_, from)| *from).chain([decided]);
+        let parts = marks.iter().zip(ends).map(|((phase, from), to)| Part { name: phase.as_str(), from: *from, to });
+        let encoded = Part { name: "encode", from: decided, to: Instant::now() };
+        parts.chain([encoded]).collect()
+    }
 }
 
 fn input_label(input: Input) -> labels::Input {
@@ -97,6 +137,7 @@ impl Metered {
             looked,
             forgotten: (0, 0),
             spent: HashMap::new(),
+            untold: None,
         }
     }
 
@@ -177,7 +218,46 @@ impl Metered {
         }
         for decision in &step.decisions {
             count_decision(m, decision);
+            self.log(decision);
         }
+    }
+
+    /// What is ordered is worth a line, the rest for those who look; `runwarden explain` takes each id.
+    fn log(&self, decision: &Decision) {
+        match decision {
+            Decision::Intervention(i) if i.revision == 1 => {
+                let Some(held_back) = self.counting.lines.allow("intervention", Wall::now()) else { return };
+                let (id, tenant, target) = (i.intervention_id.as_str(), i.tenant_id.as_str(), i.target.id.as_str());
+                let (kind, of, state) = (i.kind.as_str(), i.target.kind.as_str(), i.state.as_str());
+                tracing::info!(decision_id = id, tenant, kind, of, target, state, held_back, "an intervention");
+            }
+            Decision::Signal(s) => {
+                let (id, kind, scope) = (s.signal_id.as_str(), s.kind.as_str(), s.scope.id.as_str());
+                tracing::debug!(decision_id = id, tenant = s.tenant_id, kind, metric = s.metric, scope, "a signal");
+            }
+            Decision::Alert(a) => {
+                let (id, status) = (a.alert_id.as_str(), a.status.as_str());
+                tracing::debug!(decision_id = id, tenant = a.tenant_id, status, "an alert");
+            }
+            _ => {}
+        }
+    }
+
+    /// What a trace says of a step.
+    fn facts(&self, step: &Step) -> Vec<(&'static str, Fact)> {
+        let late: u64 = step.counts.late.iter().sum();
+        let mut facts = vec![
+            ("runwarden.rows", Fact::Count(step.counts.decoded)),
+            ("runwarden.duplicates", Fact::Count(step.counts.duplicates)),
+            ("runwarden.late_rows", Fact::Count(late)),
+            ("runwarden.tenants", Fact::Count(step.heard.len() as u64)),
+            ("runwarden.decisions", Fact::Count(step.decisions.len() as u64)),
+            ("runwarden.dead_letters", Fact::Count(step.dead.len() as u64)),
+        ];
+        let watermarks = step.heard.iter().filter_map(|(tenant, _)| self.partition.windows().watermark(tenant));
+        let lowest = watermarks.min().filter(|w| *w > Micros::MIN && *w < Micros::MAX);
+        facts.extend(lowest.map(|lowest| ("runwarden.watermark", Fact::Time(lowest))));
+        facts
     }
 
     fn tell_verdicts(&self, step: &Step) {
@@ -261,17 +341,17 @@ fn count_decision(m: &Metrics, decision: &Decision) {
             m.audit.inc();
             if a.kind == "breaker.tripped" {
                 m.breakers_tripped.inc();
-                tracing::warn!(tenant = a.tenant_id, policy = a.subject.id, "{}", a.reason);
+                tracing::warn!(decision_id = a.audit_id, tenant = a.tenant_id, policy = a.subject.id, "{}", a.reason);
             }
             if a.kind == "blindness.began" {
                 let cause = a.after.get("cause").and_then(serde_json::Value::as_str).unwrap_or_default();
                 if let Some(cause) = labels::BlindCause::parse(cause) {
                     m.blindness.get(cause).inc();
                 }
-                tracing::warn!(tenant = a.tenant_id, cause, policies = %a.after["affected_total"], "{}: its policies are UNKNOWN", a.reason);
+                tracing::warn!(decision_id = a.audit_id, tenant = a.tenant_id, cause, policies = %a.after["affected_total"], "{}: its policies are UNKNOWN", a.reason);
             }
             if a.kind == "key_overflow" {
-                tracing::warn!(tenant = a.tenant_id, live_keys = %a.after["live_keys"], "{}", a.reason);
+                tracing::warn!(decision_id = a.audit_id, tenant = a.tenant_id, live_keys = %a.after["live_keys"], "{}", a.reason);
             }
             let would = a.after.get("would").and_then(serde_json::Value::as_str).unwrap_or_default();
             if let Some(kind) = labels::InterventionType::parse(would) {
@@ -319,13 +399,15 @@ impl Core for Metered {
         if !input.replaying {
             self.follow();
         }
+        let marks = (self.counting.measures && !input.replaying).then(Marks::default);
+        let watch = marks.as_ref().map(Marks::watch).unwrap_or_default();
         let began = Instant::now();
-        let step = self.partition.advance(input)?;
-        self.spend(&step, began.elapsed());
+        let step = self.partition.advance_watched(input, watch)?;
+        let decided = Instant::now();
+        self.spend(&step, decided.saturating_duration_since(began));
         if !input.replaying {
             self.tell_verdicts(&step);
             self.count_input(input);
-            self.count(&step);
         }
         self.match_policies();
         if !input.replaying && self.gauged.is_none_or(|at| at.elapsed() >= GAUGE_EVERY) {
@@ -333,7 +415,18 @@ impl Core for Metered {
         }
         let mut output = self.partition.encode(&step)?;
         self.tell_time(&mut output);
+        if let Some(marks) = marks {
+            output.parts = marks.parts(decided);
+            output.facts = self.facts(&step);
+        }
+        self.untold = (!input.replaying).then_some(step);
         Ok(output)
+    }
+
+    fn tell(&mut self) {
+        if let Some(step) = self.untold.take() {
+            self.count(&step);
+        }
     }
 
     fn take_changes(&mut self) -> Vec<StateChange> {

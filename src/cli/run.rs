@@ -11,7 +11,7 @@ use crate::cli::governing::SetFiles;
 use crate::cli::keys::{self, Keys};
 use crate::cli::load::{Loaded, Texts, Tuning};
 use crate::cli::securing::Listening;
-use crate::cli::service::{self, Governance, Service, Signals};
+use crate::cli::service::{self, Deciding, Governance, Service, Signals};
 use crate::cli::tabling::Tabling;
 use crate::cli::verdicting::Answering;
 use crate::cli::{Chain, Failure, RunArguments, leveled, load};
@@ -75,8 +75,9 @@ pub(super) fn main(arguments: &RunArguments) -> Result<ExitCode, Failure> {
         true => Governance::Files,
         false => governance(&config, texts, tuning, keys, &loaded),
     };
-    let service =
-        Service::start(Some((loaded, shell, governance)), &config.roles, listener, &hash, answering, tabling)?;
+    let traces = load::traces(&config, &shell);
+    let deciding = Deciding { loaded, shell, governance, traces };
+    let service = Service::start(Some(deciding), &config.roles, listener, &hash, answering, tabling)?;
     let edge = edging.map(|edging| edging.start(&service.metrics)).transpose()?;
     let delivered = delivering.map(|delivering| delivering.start(&service.metrics)).transpose()?;
     let sql = service.sql().map(tracing::field::display);

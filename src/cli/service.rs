@@ -36,6 +36,7 @@ use crate::serve::http::{self, Views};
 use crate::serve::panels::Panels;
 use crate::serve::reads::events::News;
 use crate::serve::tls::Speaks;
+use crate::traces::{self, Exporter};
 
 /// How often liveness and readiness follow the shell's status.
 const BEAT: Duration = Duration::from_millis(100);
@@ -59,6 +60,20 @@ pub(super) struct Service {
     _following: Option<Following>,
     filling: Option<Filling>,
     _panels: Option<paneled::Watching>,
+    /// What waits is sent when this goes, after the shell.
+    _exporter: Option<Exporter>,
+}
+
+/// What a process that decides needs.
+pub(super) struct Deciding {
+    /// What it decides by.
+    pub(super) loaded: Loaded,
+    /// How it works with Kafka.
+    pub(super) shell: ShellConfig,
+    /// Whose terms it works under.
+    pub(super) governance: Governance,
+    /// What is traced, and where it goes; `None`: nothing.
+    pub(super) traces: Option<traces::Settings>,
 }
 
 /// Whose terms a core works under.
@@ -88,14 +103,14 @@ impl Service {
     /// is what is said to be played; without serve there is no console. `answering`: verdicts are given;
     /// `tabling`: tables are shown.
     pub(super) fn start(
-        core: Option<(Loaded, ShellConfig, Governance)>,
+        core: Option<Deciding>,
         roles: &BTreeSet<Role>,
         listener: impl Into<Listening>,
         config_hash: &str,
         answering: Option<Answering>,
         tabling: Option<Tabling>,
     ) -> Result<Self, Failure> {
-        let queries = core.iter().flat_map(|(loaded, ..)| &loaded.settings.metrics);
+        let queries = core.iter().flat_map(|core| &core.loaded.settings.metrics);
         let names: Vec<String> = queries.map(|m| m.name.clone()).collect();
         let queries: Vec<&str> = names.iter().map(String::as_str).collect();
         let metrics = Arc::new(Metrics::register(&Registry::new(), &queries).map_err(Failure::invalid)?);
@@ -145,7 +160,7 @@ impl Service {
         };
         let (address, http) = serve(listener.into(), views)?;
         let (sender, ended) = mpsc::channel();
-        let Some((loaded, shell, governance)) = core else {
+        let Some(Deciding { loaded, shell, governance, traces }) = core else {
             health.ready(STARTING);
             let sampler = Some(sample(move |_| health.beat(Wall::now()))?);
             let http = Some(http);
@@ -161,10 +176,14 @@ impl Service {
                 _following: following,
                 filling,
                 _panels: watching,
+                _exporter: None,
             });
         };
+        let traced = traces.map(|traces| traces::start(traces, Arc::clone(&metrics))).transpose();
+        let (tracer, exporter) = traced.map_err(Failure::reach)?.unzip();
         let counting =
-            Arc::new(Counting::new(Arc::clone(&metrics), &loaded.settings.snapshot, answers.then_some(known.verdicts)));
+            Counting::new(Arc::clone(&metrics), &loaded.settings.snapshot, answers.then_some(known.verdicts));
+        let counting = Arc::new(counting.measuring(tracer.is_some()));
         let (settings, governed, governor) = match governance {
             Governance::Files => (Arc::new(loaded.settings), None, None),
             Governance::Topic { keys, set, reread } => {
@@ -195,7 +214,7 @@ impl Service {
             Ok(Box::new(Metered::new(partition, core, Arc::clone(&counting), governed.clone())) as Box<dyn Core>)
         });
         let observer = Arc::new(Watching::new(Arc::clone(&metrics), Arc::clone(&health)));
-        let shell = Shell::new(shell, factory, observer);
+        let shell = Shell::traced(shell, factory, observer, tracer);
         let handle = shell.handle();
         let mut sampler = Sampler::new(handle.status(), Arc::clone(&metrics), health);
         let sampler = sample(move |beat| {
@@ -226,6 +245,7 @@ impl Service {
             _following: following,
             filling,
             _panels: watching,
+            _exporter: exporter,
         })
     }
 

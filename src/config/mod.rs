@@ -18,6 +18,7 @@ mod reader;
 mod secret;
 mod template;
 mod tls;
+mod traces;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -43,6 +44,7 @@ pub(crate) use self::reader::{read_duration, write_duration};
 pub use self::secret::Secret;
 pub use self::template::{FIELDS, Template, cut};
 pub use self::tls::{Listen, Named, Tls};
+pub use self::traces::{Share, Traces};
 use crate::telemetry::redact::{FORBIDDEN, Redactor};
 use crate::telemetry::{Prices, Settings};
 
@@ -90,6 +92,8 @@ pub struct Config {
     pub limits: Limits,
     /// Logs.
     pub log: Log,
+    /// Traces of steps.
+    pub traces: Traces,
 }
 
 /// A part a process plays.
@@ -363,6 +367,7 @@ impl Config {
             respond: r.section(root, "respond", level::respond),
             limits: r.section(root, "limits", limits),
             log: r.section(root, "log", log),
+            traces: r.section(root, "traces", traces::traces),
         };
         if let Some(name) = config.forbidden_names().first() {
             let message = format!("{name} is named under otlp and is never kept: it is among telemetry.forbidden");

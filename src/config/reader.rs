@@ -83,8 +83,8 @@ impl Found<'_> {
         }
     }
 
-    /// A decimal number with at most three decimals, in thousandths.
-    fn thousandths(&self) -> Option<u32> {
+    /// A decimal number with at most so many decimals, in units of the last one.
+    fn decimal(&self, most: u32) -> Option<u32> {
         let text = match self {
             Self::Variable { text, .. } => text.clone(),
             Self::File(value) => match value.get_ref().as_float() {
@@ -93,11 +93,12 @@ impl Found<'_> {
             },
         };
         let (whole, decimals) = text.split_once('.').unwrap_or((&text, ""));
-        if decimals.len() > 3 || !decimals.bytes().all(|b| b.is_ascii_digit()) {
+        let places = usize::try_from(most).ok()?;
+        if decimals.len() > places || !decimals.bytes().all(|b| b.is_ascii_digit()) {
             return None;
         }
-        let thousandths: u32 = format!("{decimals:0<3}").parse().ok()?;
-        whole.parse::<u32>().ok()?.checked_mul(1_000)?.checked_add(thousandths)
+        let parts: u32 = format!("{decimals:0<places$}").parse().ok()?;
+        whole.parse::<u32>().ok()?.checked_mul(10_u32.checked_pow(most)?)?.checked_add(parts)
     }
 
     /// An array of strings; in a variable, strings separated by commas.
@@ -311,7 +312,15 @@ impl<'s, 't> Section<'s, 't> {
     pub(super) fn percent(&mut self, key: &'static str, default: u32) -> super::Percent {
         self.read(key, super::Percent(default.saturating_mul(1_000)), |found| {
             let wrong = || "must be a number from 0 to 100, with at most three decimals".to_owned();
-            found.thousandths().filter(|value| *value <= 100_000).map(super::Percent).ok_or_else(wrong)
+            found.decimal(3).filter(|value| *value <= 100_000).map(super::Percent).ok_or_else(wrong)
+        })
+    }
+
+    /// A share from 0 to 1 with at most six decimals.
+    pub(super) fn share(&mut self, key: &'static str, default: super::Share) -> super::Share {
+        self.read(key, default, |found| {
+            let wrong = || "must be a number from 0 to 1, with at most six decimals".to_owned();
+            found.decimal(6).map(super::Share).filter(|share| *share <= super::Share::WHOLE).ok_or_else(wrong)
         })
     }
 

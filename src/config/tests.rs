@@ -31,7 +31,7 @@ fn the_defaults_are_those_of_the_contract() {
 /// The shipped file with the '#' of every `#key = …` removed; examples without a default are left out: `#[[section]]` and `#[section]` up
 /// to the next empty line, and some keys.
 fn uncommented(text: &str) -> String {
-    let examples = ["#slot", "#\"", "#sign-with", "#anchor-file", "#marker-file"];
+    let examples = ["#slot", "#\"", "#sign-with", "#anchor-file", "#marker-file", "#headers"];
     let mut entry = false;
     let lines = text.lines().filter(|line| {
         entry = line.starts_with("#[") || (entry && !line.is_empty());
@@ -64,7 +64,11 @@ fn the_shipped_file_is_the_defaults_and_names_every_key() {
 fn the_examples_in_the_shipped_file_are_valid() {
     let text = std::fs::read_to_string(DEFAULT_FILE).unwrap();
     let full: String = text.lines().map(uncomment).collect();
-    let secrets = env(&[("GRAFANA_TOKEN", "0123456789abcdef"), ("COMMAND_KEY", "fedcba9876543210")]);
+    let secrets = env(&[
+        ("GRAFANA_TOKEN", "0123456789abcdef"),
+        ("COMMAND_KEY", "fedcba9876543210"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=acme"),
+    ]);
     let config = Config::from_toml(&full, "f", secrets).unwrap();
     assert_eq!(config.auth.tokens[0].token.expose(), "0123456789abcdef");
     assert_eq!(config.kafka.client["sasl.username"].expose(), "runwarden");

@@ -6,7 +6,9 @@
 //! There is no undo: the outputs of an uncommitted step are kept by the shell until their transaction commits, and an aborted
 //! transaction is sent again from them. State is dropped (and restored) only when the partition itself is lost.
 
-use crate::clock::Wall;
+use std::time::Instant;
+
+use crate::clock::{Micros, Wall};
 
 /// The input topics of a partition, in the order a step processes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -164,6 +166,30 @@ pub struct StepOutput {
     pub urgent: bool,
     /// Rough bytes the decisions will take, for the size bound of a transaction.
     pub bytes: usize,
+    /// Parts of the step as whoever wraps the core measured them, for traces; a core measures nothing.
+    pub parts: Vec<Part>,
+    /// What a trace says of the step.
+    pub facts: Vec<(&'static str, Fact)>,
+}
+
+/// A measured part of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// Its name.
+    pub name: &'static str,
+    /// When it began.
+    pub from: Instant,
+    /// When it ended.
+    pub to: Instant,
+}
+
+/// Something a trace says of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fact {
+    /// How many.
+    Count(u64),
+    /// When, µs.
+    Time(Micros),
 }
 
 /// One checkpointed key of a partition's state. `value: None` deletes it.
@@ -191,6 +217,9 @@ pub trait Core: Send {
     fn version(&self) -> &str;
     /// Processes one step.
     fn step(&mut self, input: &StepInput<'_>) -> Result<StepOutput, CoreError>;
+    /// Called once after each live step: says in the log and in metrics what was decided. What is logged here carries the step's
+    /// id, and that of its trace.
+    fn tell(&mut self) {}
     /// State changed since the last call (everything, once, after `mark_all_dirty` or for a new core).
     fn take_changes(&mut self) -> Vec<StateChange>;
     /// Makes the next [`Core::take_changes`] a full one.

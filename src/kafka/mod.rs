@@ -34,6 +34,7 @@ mod refusal;
 mod restore;
 mod session;
 mod standing;
+mod trace;
 mod waiting;
 
 pub use client::{BrokerKind, ClientSettings, GroupProtocol, ShellConfig, StartAt};

@@ -13,12 +13,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 use crate::clock::Wall;
+use crate::traces::Trace;
 
 use super::checkpoint::{KeyValue, Slots};
 use super::core::{Core, CoreError, Input, InputBatch, OutRecord, Record, StepInput};
 use super::group::Group;
 use super::reader::micros;
 use super::steps::{Range, Step};
+use super::trace::{Times, Traces, first_offsets};
 
 pub(super) const INPUTS: usize = Input::ALL.len();
 /// Least time between steps without input, so that a deadline that stays due cannot spin.
@@ -155,6 +157,8 @@ pub(super) struct Work {
     pub(super) sent: usize,
     /// Outputs that failed among others: sent alone next time, dead letters if they fail again.
     pub(super) suspects: BTreeSet<usize>,
+    /// Of those steps that are traced.
+    pub(super) traces: Vec<Trace>,
 }
 
 impl Work {
@@ -171,6 +175,10 @@ pub(super) struct Stepped {
     pub(super) took: Duration,
     /// A bound was hit: more is waiting.
     pub(super) full: bool,
+    /// What is logged of the step carries its id.
+    pub(super) span: tracing::Span,
+    /// Its trace is the last of the work's.
+    pub(super) traced: bool,
 }
 
 /// Why a step could not be cut or taken.
@@ -180,11 +188,12 @@ pub(super) enum StepFailed {
     Gone(String),
 }
 
-/// Bounds of one step.
-pub(super) struct Bounds {
+/// Bounds of one step, and where it is traced.
+pub(super) struct Bounds<'a> {
     pub(super) records: usize,
     pub(super) bytes: usize,
     pub(super) linger: Duration,
+    pub(super) traces: Option<Traces<'a>>,
 }
 
 impl Active {
@@ -216,7 +225,7 @@ impl Active {
     pub(super) fn step(
         &mut self,
         clock: Wall,
-        bounds: &Bounds,
+        bounds: &Bounds<'_>,
         kind: StepKind,
         trouble: &mut dyn FnMut(&KafkaError),
     ) -> Result<Option<Stepped>, StepFailed> {
@@ -224,6 +233,7 @@ impl Active {
             return Ok(None);
         }
         let Self { core, feeds, .. } = self;
+        let traces = bounds.traces.map(|traces| (traces, Instant::now()));
         let mut gathered: [Gathered<'_>; INPUTS] = Default::default();
         let (mut room, mut bytes) = (bounds.records, bounds.bytes);
         let mut full = false;
@@ -248,9 +258,18 @@ impl Active {
             return Ok(None);
         }
         let started = Instant::now();
+        let number = self.number + 1;
+        let messages = gathered.each_ref().map(|g| g.messages.as_slice());
+        let candidate = traces.map(|(traces, polled)| {
+            (traces, polled, traces.tracer.begin(self.partition, number, &first_offsets(messages), polled))
+        });
+        let span = log_span(self.partition, number);
+        if let Some((.., candidate)) = candidate.as_ref().filter(|(.., candidate)| candidate.sampled) {
+            span.record("trace_id", tracing::field::display(candidate.trace()));
+        }
         let mut ranges = [Range::default(); INPUTS];
         let mut work_bytes = 0;
-        let output = {
+        let mut output = {
             let headers: Vec<HeaderLists<'_>> = gathered.iter().map(Gathered::headers).collect();
             let inputs =
                 Input::ALL.iter().zip(&gathered).zip(&headers).zip(ends).map(|(((input, g), headers), at_end)| {
@@ -263,14 +282,9 @@ impl Active {
                     });
                     InputBatch { input: *input, records: records.collect(), at_end }
                 });
-            let input = StepInput {
-                number: self.number + 1,
-                now,
-                inputs: inputs.collect(),
-                replaying: false,
-                finish: kind == StepKind::Finish,
-            };
-            core.step(&input).map_err(StepFailed::Core)?
+            let input =
+                StepInput { number, now, inputs: inputs.collect(), replaying: false, finish: kind == StepKind::Finish };
+            span.in_scope(|| core.step(&input)).map_err(StepFailed::Core)?
         };
         for (i, g) in gathered.iter().enumerate() {
             let from = feeds[i].next;
@@ -286,6 +300,14 @@ impl Active {
                 work.newest = work.newest.max(last);
             }
         }
+        let step = Step { number, now, at_end: ends, ranges, finish: kind == StepKind::Finish, digest: output.digest };
+        let trace = candidate.filter(|(traces, _, candidate)| traces.takes(candidate, &output));
+        let trace = trace.map(|(traces, polled, candidate)| {
+            span.record("trace_id", tracing::field::display(candidate.trace()));
+            let times = Times { polled, started, ended: Instant::now() };
+            traces.open(candidate, (self.partition, &step), messages, times, &mut output)
+        });
+        span.in_scope(|| core.tell());
         let last_times: [Option<i64>; INPUTS] = std::array::from_fn(|i| gathered[i].messages.last().map(micros));
         let reached = gathered_ends(&gathered);
         drop(gathered);
@@ -294,25 +316,26 @@ impl Active {
             feed.next = ranges[i].to;
             feed.last_timestamp = last_times[i].unwrap_or(feed.last_timestamp);
         }
-        self.number += 1;
+        self.number = number;
         self.now = now;
         self.told_ends = ends;
         self.last_step = Instant::now();
-        self.work.steps.push(Step {
-            number: self.number,
-            now,
-            at_end: ends,
-            ranges,
-            finish: kind == StepKind::Finish,
-            digest: output.digest,
-        });
+        self.work.steps.push(step);
         self.work.records_in += records;
         self.work.bytes_in += work_bytes;
         self.checkpoints.bytes_in += work_bytes;
         let bytes = output.bytes.max(output.records.iter().map(size).sum());
         self.work.outputs.extend(output.records);
-        Ok(Some(Stepped { records, urgent: output.urgent, bytes, took: started.elapsed(), full }))
+        let traced = trace.is_some();
+        self.work.traces.extend(trace);
+        Ok(Some(Stepped { records, urgent: output.urgent, bytes, took: started.elapsed(), full, span, traced }))
     }
+}
+
+/// What is logged while a step is worked on carries its id, and that of its trace once there is one. Of the highest level, so that it
+/// stands on every line that is logged.
+fn log_span(partition: i32, number: u64) -> tracing::Span {
+    tracing::error_span!("step", step = %format_args!("{partition}/{number}"), trace_id = tracing::field::Empty)
 }
 
 /// Why a step is taken.

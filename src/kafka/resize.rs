@@ -94,7 +94,7 @@ pub fn resize(
     let config = ShellConfig { slot: SLOT.to_owned(), static_membership: false, until_end: false, ..config.clone() };
     let readers = Ends::new(&config.client, &config.group)?;
     let broker = Broker::new(config.client.clone());
-    let plan = Plan { config, factory, observer, status: Arc::new(Status::default()) };
+    let plan = Plan { config, factory, observer, status: Arc::new(Status::default()), tracer: None };
     Resize { plan, readers, broker, order, say }.run()
 }
 

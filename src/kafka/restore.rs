@@ -16,6 +16,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 
 use crate::clock::Wall;
+use crate::traces::Tracer;
 
 use super::checkpoint::{Assembly, Checkpoint, Mark, Slots};
 use super::client::{ShellConfig, StartAt};
@@ -79,6 +80,8 @@ pub(super) struct Plan {
     pub(super) factory: CoreFactory,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) status: Arc<Status>,
+    /// Takes the spans of steps; `None`: none is traced.
+    pub(super) tracer: Option<Arc<Tracer>>,
 }
 
 /// Works off jobs until the sender is gone. Clients are kept while jobs keep coming.

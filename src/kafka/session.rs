@@ -31,6 +31,7 @@ use super::reader::Ends;
 use super::restore::{Job, Outcome, Plan};
 use super::shell::{Control, Ended};
 use super::status::{Event, Lag};
+use super::trace::Traces;
 use super::transaction::{Failed, Outgoing, Place, Tag, Writer};
 use super::waiting::{Waiting, await_topics};
 
@@ -247,11 +248,22 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// Where steps are traced, if they are.
+    fn traces(&self) -> Option<Traces<'a>> {
+        let config = self.config();
+        let traces = |tracer| Traces { tracer, topics: &config.topics, group: &config.group };
+        self.plan.tracer.as_ref().map(traces)
+    }
+
     /// Steps each partition that has something to do; whether any step was full, so that more is waiting.
     fn step_all(&mut self) -> Result<bool, Failure> {
         let config = self.config();
-        let bounds =
-            Bounds { records: config.max_step_records, bytes: config.max_step_bytes, linger: config.step_linger };
+        let bounds = Bounds {
+            records: config.max_step_records,
+            bytes: config.max_step_bytes,
+            linger: config.step_linger,
+            traces: self.traces(),
+        };
         let partitions: Vec<i32> = self.owned.keys().copied().collect();
         let mut busy = false;
         for partition in partitions {
@@ -263,7 +275,7 @@ impl<'a> Session<'a> {
         Ok(busy)
     }
 
-    fn step(&mut self, partition: i32, bounds: &Bounds, kind: StepKind) -> Result<bool, Failure> {
+    fn step(&mut self, partition: i32, bounds: &Bounds<'_>, kind: StepKind) -> Result<bool, Failure> {
         // many partitions with full steps may take a while, and the loop is alive
         self.plan.status.heartbeat.store(Wall::now().0, Ordering::Relaxed);
         let Some(Owned::Active(active)) = self.owned.get_mut(&partition) else { return Ok(false) };
@@ -278,13 +290,22 @@ impl<'a> Session<'a> {
             Err(StepFailed::Core(source)) => return Err(Error::Core { partition, source }.into()),
             Err(StepFailed::Gone(reason)) => return Err(Failure::Rebuild { reason, fenced: false }),
         };
-        let Stepped { records, urgent, bytes, took, full } = stepped;
+        let Stepped { records, urgent, bytes, took, full, span, traced } = stepped;
         self.plan.status.counters.steps.add(1);
         self.plan.observer.on(Event::Stepped { partition, records, took });
         self.opened.get_or_insert_with(Instant::now);
         self.urgent |= urgent;
         self.open_bytes += bytes;
-        self.send_outputs(partition)?;
+        let sending = Instant::now();
+        let sent = self.open_records;
+        span.in_scope(|| self.send_outputs(partition))?;
+        if traced
+            && let Some(traces) = bounds.traces
+            && let Some(Owned::Active(active)) = self.owned.get_mut(&partition)
+            && let Some(trace) = active.work.traces.last_mut()
+        {
+            traces.produced(trace, partition, self.open_records - sent, (sending, Instant::now()));
+        }
         Ok(full)
     }
 

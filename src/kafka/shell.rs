@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use crate::clock::Wall;
+use crate::traces::Tracer;
 
 use super::client::ShellConfig;
 use super::core::{Core, CoreError};
@@ -102,11 +103,21 @@ impl Handle {
 impl Shell {
     /// Prepares a shell; nothing is connected yet.
     pub fn new(config: ShellConfig, factory: CoreFactory, observer: Arc<dyn Observer>) -> Self {
+        Self::traced(config, factory, observer, None)
+    }
+
+    /// As [`Shell::new`]; `tracer` decides which steps are traced.
+    pub fn traced(
+        config: ShellConfig,
+        factory: CoreFactory,
+        observer: Arc<dyn Observer>,
+        tracer: Option<Arc<Tracer>>,
+    ) -> Self {
         let (wake, woken) = crossbeam_channel::bounded(1);
         let status = Arc::new(Status::default());
         let control =
             Control { stop: AtomicBool::new(false), deadline: Mutex::new(None), wake, status: Arc::clone(&status) };
-        Self { plan: Arc::new(Plan { config, factory, observer, status }), control: Arc::new(control), woken }
+        Self { plan: Arc::new(Plan { config, factory, observer, status, tracer }), control: Arc::new(control), woken }
     }
 
     /// For draining and watching.

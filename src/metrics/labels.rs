@@ -101,6 +101,12 @@ labels! {
     OtlpSignal "signal" { Metrics "metrics", Logs "logs" }
     /// What became of a record of the collector's topic.
     BridgedOutcome "outcome" { Mapped "mapped", Dead "dead" }
+    /// Why spans of a trace were dropped: no room in the queue, no answer, an answer that refuses all or some of them, a step that was not
+    /// committed, too many in one trace, the end of the process.
+    SpanDropped "cause" {
+        Queue "queue", Unreachable "unreachable", Refused "refused", Rejected "rejected", Uncommitted "uncommitted",
+        Bound "bound", Shutdown "shutdown",
+    }
     /// What became of a command.
     CommandStatus "status" { Accepted "ACCEPTED", Refused "REFUSED" }
     /// What became of a set of files: `invalid` never left this process, `refused` by the writer.

@@ -29,9 +29,11 @@ pub mod simulate;
 mod split;
 mod teaching;
 pub mod terms;
+mod watch;
 pub mod watcher;
 mod writer;
 
 pub use intake::{InputNames, Own};
 pub use limits::LimitSets;
 pub use partition::{Alerting, Counts, InForce, Partition, Settings, Step};
+pub use watch::{Phase, Watch};

@@ -40,6 +40,7 @@ use crate::pipeline::live::LiveWindows;
 use crate::pipeline::rollups::Rollups;
 use crate::pipeline::runs::RunTable;
 use crate::pipeline::terms::Tuning;
+use crate::pipeline::watch::{Phase, Watch};
 use crate::pipeline::watcher::GroupCache;
 use crate::pipeline::writer::Writer;
 use crate::policy::{Scope, Silence, Snapshot, Terms};
@@ -133,6 +134,8 @@ pub struct Step {
     pub counts: Counts,
     /// Tenants whose rows were taken, and how many.
     pub heard: Vec<(Arc<str>, u32)>,
+    /// Who measures the step.
+    pub watch: Watch,
 }
 
 /// Figures of a step, for metrics and summaries.
@@ -329,7 +332,13 @@ impl Partition {
 
     /// Runs one step.
     pub fn advance(&mut self, input: &StepInput<'_>) -> Result<Step, CoreError> {
-        let mut step = Step::default();
+        self.advance_watched(input, Watch::default())
+    }
+
+    /// Runs one step, and tells `watch` of its parts.
+    pub fn advance_watched(&mut self, input: &StepInput<'_>, watch: Watch) -> Result<Step, CoreError> {
+        let mut step = Step { watch, ..Step::default() };
+        step.watch.enter(Phase::Command);
         step.counts.late = vec![0; self.plans.len()];
         step.counts.closed = vec![0; self.plans.len()];
         step.counts.early = vec![0; self.plans.len()];
@@ -366,18 +375,21 @@ impl Partition {
             for (tenant, run) in self.runs.take_denied() {
                 self.interventions.admit(&tenant, &run);
             }
+            step.watch.enter(Phase::Evaluate);
             let output =
                 self.engine.advance(tenant, watermark).map_err(|e| core_error("cannot advance the windows")(&e))?;
             self.decide(output, &mut Around::none(now), &mut step, &mut entries)?;
         }
         self.take_telemetry(&input.inputs, now, &mut step, &mut entries)?;
         if input.finish {
+            step.watch.enter(Phase::Evaluate);
             let output = self.engine.close_all().map_err(|e| core_error("cannot close the windows")(&e))?;
             self.decide(output, &mut Around::none(Wall(self.meta.now)), &mut step, &mut entries)?;
         }
         self.roll_up(input.finish, &mut step);
         self.runs.settle();
         step.counts.lessons_failed = self.lessons.take_failed();
+        step.watch.enter(Phase::Correlate);
         let clocks = &self.clocks;
         let clock_of = |tenant: &str| {
             let idled = idle.iter().find(|(t, _)| **t == *tenant).map(|(_, c)| *c);

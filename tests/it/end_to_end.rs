@@ -456,6 +456,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }

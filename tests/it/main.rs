@@ -47,6 +47,7 @@ mod support;
 mod tables_live;
 mod telemetry;
 mod tls;
+mod traces;
 mod verdicts;
 mod walls;
 mod workers;

@@ -14,6 +14,10 @@ use crate::kafka::{Mock, Topics};
 
 const SOON: Duration = Duration::from_secs(20);
 
+fn deciding(loaded: Loaded, shell: ShellConfig, governance: Governance) -> Deciding {
+    Deciding { loaded, shell, governance, traces: None }
+}
+
 fn start(mock: &Mock, topics: &Topics, slot: &str) -> Service {
     let loaded = load::build(&Texts::demo(), load::defaults()).unwrap();
     let shell = ShellConfig {
@@ -22,7 +26,7 @@ fn start(mock: &Mock, topics: &Topics, slot: &str) -> Service {
     };
     let roles = crate::config::Config::default().roles;
     Service::start(
-        Some((loaded, shell, Governance::Files)),
+        Some(deciding(loaded, shell, Governance::Files)),
         &roles,
         listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap(),
         "test",
@@ -172,9 +176,15 @@ fn core_alone_owns_partitions_and_shows_no_page() {
     let loaded = load::build(&Texts::demo(), load::defaults()).unwrap();
     let shell = ShellConfig::new(mock.settings(), "roles", "a", topics);
     let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    let service =
-        Service::start(Some((loaded, shell, Governance::Files)), &[Role::Core].into(), listener, "test", None, None)
-            .unwrap();
+    let service = Service::start(
+        Some(deciding(loaded, shell, Governance::Files)),
+        &[Role::Core].into(),
+        listener,
+        "test",
+        None,
+        None,
+    )
+    .unwrap();
     eventually("it owns", || partitions(&service) == 1 && reasons(&service).is_empty());
     assert_eq!(get(&service, "/").0, 404);
     service.drain(SOON).unwrap();
@@ -186,7 +196,7 @@ fn a_broker_that_is_not_there_keeps_a_process_alive_and_not_ready() {
     let shell = ShellConfig::new(crate::kafka::ClientSettings::new("127.0.0.1:1"), "g", "a", Topics::default());
     let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let service = Service::start(
-        Some((loaded, shell, Governance::Files)),
+        Some(deciding(loaded, shell, Governance::Files)),
         &[Role::Core, Role::Serve].into(),
         listener,
         "test",

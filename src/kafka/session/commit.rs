@@ -78,6 +78,7 @@ impl Session<'_> {
 
     fn commit_once(&mut self, which: Checkpointing<'_>) -> Result<(), Failure> {
         self.prepare(which);
+        let began = Instant::now();
         let mut attempts = 0;
         loop {
             let offsets = self.offsets().map_err(|e| rebuild("offsets", &e))?;
@@ -96,7 +97,7 @@ impl Session<'_> {
                     if self.config().is_mock() {
                         self.mirror(&offsets);
                     }
-                    self.committed(started);
+                    self.committed(started, (began, attempts + 1));
                     return Ok(());
                 }
                 Err(Failed::Abort { reason, stale }) => {
@@ -267,7 +268,10 @@ impl Session<'_> {
         }
     }
 
-    pub(super) fn committed(&mut self, started: Instant) {
+    /// `attempt`: when the first was made, and the how many-th this one is.
+    pub(super) fn committed(&mut self, started: Instant, attempt: (Instant, u32)) {
+        let traces = self.traces();
+        let mut traced = Vec::new();
         let status = &self.plan.status;
         let at = Wall::now();
         let mut event = Committed {
@@ -282,6 +286,7 @@ impl Session<'_> {
             let Owned::Active(active) = owned else { continue };
             let work = std::mem::take(&mut active.work);
             event.steps += work.steps.len();
+            traced.extend(work.traces.into_iter().map(|trace| (active.partition, trace)));
             event.records_in += work.records_in;
             if work.oldest != 0 {
                 event.oldest = if event.oldest == 0 { work.oldest } else { event.oldest.min(work.oldest) };
@@ -305,6 +310,13 @@ impl Session<'_> {
                     checkpoints.step = whole.step;
                     checkpoints.at = Instant::now();
                 }
+            }
+        }
+        let (began, attempts) = attempt;
+        let times = (began, Instant::now());
+        for (partition, trace) in traced {
+            if let Some(traces) = traces {
+                traces.committed(trace, partition, (attempts, event.steps), times);
             }
         }
         counters.checkpoint_bytes.add(event.checkpoint_bytes as u64);

@@ -101,7 +101,7 @@ impl Session<'_> {
     }
 
     pub(super) fn finish(&mut self) -> Result<(), Failure> {
-        let bounds = Bounds { records: 0, bytes: 0, linger: Duration::ZERO };
+        let bounds = Bounds { records: 0, bytes: 0, linger: Duration::ZERO, traces: self.traces() };
         let partitions: Vec<i32> = self.owned.keys().copied().collect();
         for partition in partitions {
             self.step(partition, &bounds, StepKind::Finish)?;

@@ -13,6 +13,7 @@ use crate::kafka::core::CoreError;
 use crate::pipeline::entries::Entries;
 use crate::pipeline::happenings::{Happening, What};
 use crate::pipeline::judge::{self, Item};
+use crate::pipeline::watch::Phase;
 use crate::pipeline::{blinding, intake, overflow};
 use crate::policy::{Mode, Scope};
 use crate::stream::Output;
@@ -29,6 +30,7 @@ impl Partition {
         step: &mut Step,
         entries: &mut Entries,
     ) -> Result<(), CoreError> {
+        step.watch.enter(Phase::Decide);
         let failed = core_error("cannot decide");
         step.counts.overflow_rows += output.refused.len() as u64;
         for overflow in &output.overflows {

@@ -11,6 +11,7 @@ use crate::pipeline::happenings::{self, Happening, What};
 use crate::pipeline::intake::{self, Rows};
 use crate::pipeline::leveling;
 use crate::pipeline::runs::{Bound, Seen};
+use crate::pipeline::watch::Phase;
 use crate::pipeline::watcher::Watcher;
 use crate::policy::{Mode, Scope};
 use crate::telemetry::schema::col;
@@ -30,6 +31,7 @@ impl Partition {
         step: &mut Step,
         entries: &mut Entries,
     ) -> Result<(), CoreError> {
+        step.watch.enter(Phase::Decode);
         let engine = &self.engine;
         let taken = intake::take(
             inputs,
@@ -49,6 +51,7 @@ impl Partition {
         if batch.rows.num_rows() == 0 {
             return Ok(());
         }
+        step.watch.enter(Phase::Evaluate);
         let mut around = self.observe_runs(&batch, now, step);
         let turned = self.turned(&batch.rows, &around.clocks)?;
         around.happenings.extend(turned.into_iter().map(|turn| {

@@ -8,8 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use prometheus::Registry;
+use runwarden::config::Share;
 use runwarden::kafka::resize::{Order, resize};
 use runwarden::kafka::{ClientSettings, Ended, Event, GroupProtocol, Observer, Shell, ShellConfig, Topics};
+use runwarden::metrics::Metrics;
+use runwarden::traces::{self, Exporter, Tracer};
 use serde::{Deserialize, Serialize};
 
 use super::broker::signal;
@@ -34,6 +38,8 @@ pub struct Orders {
     pub die: Option<(u64, u64)>,
     /// See `Toy::placed`.
     pub placed: bool,
+    /// Where spans of every step go.
+    pub traces: Option<String>,
     /// Not a sidecar but a resize to so many partitions.
     pub resize: Option<i32>,
 }
@@ -53,6 +59,7 @@ impl Orders {
             checkpoint_ms: 700,
             die: None,
             placed: false,
+            traces: None,
             resize: None,
         }
     }
@@ -68,6 +75,21 @@ impl Orders {
             session_timeout: Duration::from_secs(6),
             ..ShellConfig::new(ClientSettings::new(&self.brokers), &self.group, &self.slot, topics)
         }
+    }
+
+    fn tracer(&self) -> Option<(Arc<Tracer>, Exporter)> {
+        let settings = traces::Settings {
+            endpoint: self.traces.clone()?,
+            headers: Vec::new(),
+            timeout: Duration::from_secs(5),
+            share: Share::WHOLE,
+            decided_per_second: 0,
+            group: self.group.clone(),
+            topic: self.config().topics.telemetry,
+            instance: self.slot.clone(),
+        };
+        let metrics = Metrics::register(&Registry::new(), &[]).unwrap();
+        Some(traces::start(settings, Arc::new(metrics)).unwrap())
     }
 
     pub fn toy(&self) -> Toy {
@@ -113,8 +135,9 @@ fn toy_sidecar_child() {
         println!("ended {ended:?}");
         std::process::exit(i32::from(ended.is_err()));
     }
-    let shell =
-        Shell::new(orders.config(), factory(orders.toy()), Arc::new(Teller { die: orders.die, ..Teller::default() }));
+    let (tracer, exporter) = orders.tracer().unzip();
+    let teller = Arc::new(Teller { die: orders.die, ..Teller::default() });
+    let shell = Shell::traced(orders.config(), factory(orders.toy()), teller, tracer);
     let handle = shell.handle();
     std::thread::spawn(move || {
         // The parent closes our standard input to ask for a drain, or because it died.
@@ -123,6 +146,7 @@ fn toy_sidecar_child() {
         handle.drain(Duration::from_secs(10));
     });
     let ended = shell.run();
+    drop(exporter);
     println!("ended {ended:?}");
     std::process::exit(i32::from(!matches!(ended, Ok(Ended::Drained))));
 }

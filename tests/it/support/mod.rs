@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod certificates;
 pub mod child;
+pub mod collector;
 pub mod desk;
 pub mod process;
 pub mod sidecar;

@@ -10,6 +10,7 @@ use runwarden::kafka::reader::read_topic;
 use runwarden::kafka::{
     ClientSettings, CoreFactory, Ended, Error, Event, Handle, Observer, Shell, ShellConfig, Status, Topics,
 };
+use runwarden::traces::Tracer;
 
 use super::toy::{Output, Toy};
 
@@ -61,12 +62,16 @@ pub fn factory(toy: Toy) -> CoreFactory {
 
 impl Sidecar {
     pub fn start(config: ShellConfig, toy: Toy) -> Self {
+        Self::traced(config, toy, None)
+    }
+
+    pub fn traced(config: ShellConfig, toy: Toy, tracer: Option<Arc<Tracer>>) -> Self {
         if std::env::var_os("RUNWARDEN_TEST_VERBOSE").is_some() {
             // A second call finds the subscriber in place.
             let _already = tracing_subscriber::fmt().with_env_filter("runwarden=debug,librdkafka=debug").try_init();
         }
         let witness = Arc::new(Witness::default());
-        let shell = Shell::new(config, factory(toy), Arc::clone(&witness) as Arc<dyn Observer>);
+        let shell = Shell::traced(config, factory(toy), Arc::clone(&witness) as Arc<dyn Observer>, tracer);
         let handle = shell.handle();
         let status = handle.status();
         let thread = std::thread::spawn(move || shell.run());

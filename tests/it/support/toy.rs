@@ -151,7 +151,8 @@ impl Core for State {
                 digest = (digest ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
             }
         }
-        Ok(StepOutput { urgent: self.toy.urgent && !outputs.is_empty(), bytes: 0, digest, records: outputs })
+        let urgent = self.toy.urgent && !outputs.is_empty();
+        Ok(StepOutput { urgent, digest, records: outputs, ..StepOutput::default() })
     }
 
     fn take_changes(&mut self) -> Vec<StateChange> {
