@@ -55,7 +55,8 @@ fn outgoing(records: Vec<Record>, topic: &Arc<str>) -> Vec<Outgoing> {
         topic: Arc::clone(topic),
         key: record.tenant.into_bytes(),
         payload: record.value,
-        headers: Vec::new(),
+        // the step that takes it is linked with the worker's trace
+        headers: vec![("traceparent".to_owned(), record.context.into_bytes())],
     };
     records.into_iter().map(one).collect()
 }

@@ -243,7 +243,9 @@ impl Mapper {
             more(&mut out);
             out.json(col::ATTRIBUTES, self.kept(&span.attributes, resource).as_deref());
             out.out.push('}');
-            events.push(Event { at, rank, record: Record { tenant: who.tenant.clone(), value: out.out.into_bytes() } });
+            let (tenant, value) = (who.tenant.clone(), out.out.into_bytes());
+            let context = format!("00-{}-{}-01", hex(&span.trace), hex(&span.id));
+            events.push(Event { at, rank, record: Record { tenant, value, context } });
         };
         // a call that is a trace of its own is a run of its own, unless something names the run it belongs to
         let run = root && (!matches!(operation, Operation::Inference | Operation::Tool) || who.run_is_trace);

@@ -92,6 +92,8 @@ pub struct Record {
     pub tenant: String,
     /// One flat JSON object.
     pub value: Vec<u8>,
+    /// The span it came from, as a W3C `traceparent`.
+    pub context: String,
 }
 
 /// What became of a request.

@@ -122,6 +122,8 @@ fn a_call_is_a_step_with_its_tokens_and_whose_it_is() {
     let mapped = map_with(settings(), &request(&resource, vec![span(2, 1, &of)]), None);
     assert_eq!((mapped.accepted, mapped.ignored, mapped.rejections()), (1, 0, 0));
     assert_eq!(mapped.records[0].tenant, "acme");
+    let context = &mapped.records[0].context;
+    assert!(context.starts_with("00-") && context.ends_with("-01") && context.len() == 55, "{context}");
     let expected = json!({
         "event_id": "abababababababababababababababab/0202020202020202/run.step", "event_time": "2026-01-02T03:04:08.000000Z",
         "event_type": "run.step", "tenant_id": "acme", "run_id": "r-1", "agent_id": "planner", "team_id": "t", "provider": "openai",
