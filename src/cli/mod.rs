@@ -7,6 +7,7 @@ mod acting;
 mod backfill;
 mod check;
 mod commanding;
+mod configuring;
 mod delivering;
 mod demo;
 mod edging;
@@ -65,6 +66,8 @@ enum Command {
     Run(RunArguments),
     /// Compiles and validates every query, policy and the configuration, and says where they are wrong
     Check(CheckArguments),
+    /// The configuration: every key, with type, default, bounds, variable and meaning
+    Config(ConfigArguments),
     /// What a policy set would have done on recorded telemetry; executes nothing
     Simulate(SimulateArguments),
     /// Runs policy tests: files of events and of what must and must not be decided about them
@@ -382,6 +385,33 @@ struct CheckArguments {
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+The file is --config FILE or config/runwarden.toml; RUNWARDEN_SECTION__KEY in the environment overrides its keys. Whether a file holds is \
+told by `runwarden check`. An editor that knows TOML takes the schema: runwarden config reference --format json > runwarden.schema.json")]
+struct ConfigArguments {
+    #[command(subcommand)]
+    action: ConfigAction,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigAction {
+    /// Prints every key: as the page of the manual, or as the JSON Schema of configuration files
+    Reference {
+        /// How
+        #[arg(long, value_enum, default_value = "markdown")]
+        format: ConfigFormat,
+    },
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum ConfigFormat {
+    /// A page of Markdown
+    Markdown,
+    /// JSON Schema, draft 7
+    Json,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
 A test is a YAML document:
   name: A runaway loop is stopped
   policies: [../policies/runs.yaml]            files or directories, relative to the test's file
@@ -583,6 +613,7 @@ pub fn main() -> ExitCode {
         Command::Demo(a) => demo::main(&a),
         Command::Run(a) => run::main(&a),
         Command::Check(a) => check::main(&a),
+        Command::Config(a) => configuring::main(&a.action),
         Command::Simulate(a) => simulate::main(&a),
         Command::Test(a) => test::main(&a),
         Command::Replay(a) => replay::main(&a),

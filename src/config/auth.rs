@@ -88,7 +88,7 @@ pub(super) fn auth(s: &mut Section<'_, '_>) -> Auth {
     let auth = Auth {
         loopback: s.choice("loopback", Loopback::Token, &[("token", Loopback::Token), ("open", Loopback::Open)]),
         tokens: s.entries("tokens", |t| {
-            let (name, token) = (t.optional("name"), t.secret("token"));
+            let (name, token) = (t.required("name"), t.required_secret("token"));
             if name.as_ref().is_some_and(|name| name.len() > LONGEST || name.chars().any(char::is_control)) {
                 t.refuse("name", format!("must have at most {LONGEST} bytes, without control characters"));
             }
@@ -97,14 +97,14 @@ pub(super) fn auth(s: &mut Section<'_, '_>) -> Auth {
             if role.as_ref().is_some_and(|role| !ACCESS.contains(&role.as_str())) {
                 t.refuse("role", format!("must be one of {}", ACCESS.join(", ")));
             }
-            let tenant = t.optional("tenant");
+            let tenant = t.required("tenant");
             if token.as_ref().is_some_and(|token| token.expose().len() < LEAST) {
                 t.refuse("token", format!("must have at least {LEAST} bytes"));
             }
             Some(Token { name: name?, token: token?, authority, role, tenant: tenant? })
         }),
         keys: s.entries("keys", |k| {
-            let (id, secret) = (k.optional("id"), k.secret("secret"));
+            let (id, secret) = (k.required("id"), k.required_secret("secret"));
             if secret.as_ref().is_some_and(|secret| secret.expose().len() < LEAST) {
                 k.refuse("secret", format!("must have at least {LEAST} bytes"));
             }
@@ -133,7 +133,8 @@ pub(super) fn auth(s: &mut Section<'_, '_>) -> Auth {
 }
 
 fn jwt(s: &mut Section<'_, '_>) -> Option<Jwt> {
-    let [jwks, issuer, audience] = ["jwks", "issuer", "audience"].map(|key| s.optional(key));
+    let jwks = s.required_path("jwks");
+    let [issuer, audience] = ["issuer", "audience"].map(|key| s.required(key));
     let claims = [
         ("tenant-claim", "tenant_id"),
         ("authority-claim", "authority"),
@@ -142,6 +143,6 @@ fn jwt(s: &mut Section<'_, '_>) -> Option<Jwt> {
     ];
     let [tenant_claim, authority_claim, role_claim, name_claim] = claims.map(|(key, default)| s.text(key, default));
     let leeway = s.duration("leeway", seconds(60), Duration::ZERO..=seconds(600));
-    let (jwks, issuer, audience) = (PathBuf::from(jwks?), issuer?, audience?);
+    let (jwks, issuer, audience) = (jwks?, issuer?, audience?);
     Some(Jwt { jwks, issuer, audience, tenant_claim, authority_claim, role_claim, name_claim, leeway })
 }

@@ -176,7 +176,7 @@ pub(super) fn channels(s: &mut Section<'_, '_>) -> Channels {
 
 fn channel(c: &mut Section<'_, '_>) -> Option<Channel> {
     use ChannelKind::{Alertmanager, Email as Mail, Pagerduty, Slack, Webhook};
-    let name = c.optional("name");
+    let name = c.required("name");
     let kinds = CHANNEL_KINDS.map(|(name, kind)| (name, Some(kind)));
     let kind = c.choice("type", None, &kinds);
     if let Some(name) = &name {
@@ -192,9 +192,9 @@ fn channel(c: &mut Section<'_, '_>) -> Option<Channel> {
     let one = c.secret("url");
     let mut urls: Vec<Secret> = c.texts("urls", &[]).into_iter().map(Secret::new).collect();
     urls.extend(one);
-    let url_file = c.optional("url-file").map(PathBuf::from);
+    let url_file = c.optional_path("url-file");
     let secret = c.secret("secret");
-    let secret_file = c.optional("secret-file").map(PathBuf::from);
+    let secret_file = c.optional_path("secret-file");
     let (host, username, from) = (c.optional("host"), c.optional("username"), c.optional("from"));
     let security = [("starttls", MailSecurity::Starttls), ("tls", MailSecurity::Tls), ("none", MailSecurity::None)];
     let security = c.choice("security", MailSecurity::Starttls, &security);
@@ -227,7 +227,7 @@ fn channel(c: &mut Section<'_, '_>) -> Option<Channel> {
     let circuit_failures = c.number("circuit-failures", 5, 1..=1_000_u32);
     let circuit_pause = c.duration("circuit-pause", seconds(30), millis(10)..=seconds(3_600));
     let look_back = c.duration("look-back", DAY, seconds(60)..=30 * DAY);
-    let ca_file = c.optional("ca-file").map(PathBuf::from);
+    let ca_file = c.optional_path("ca-file");
     let (name, kind) = (name?, kind?);
 
     if max_backoff < backoff {

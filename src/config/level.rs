@@ -113,7 +113,7 @@ pub(super) fn level(s: &mut Section<'_, '_>) -> Level {
         yellow_reputation: s.percent("yellow-reputation", 80),
         yellow_responses: s.number("yellow-responses", 4, 1..=1_000_000),
         max_age: s.duration("max-age", DAY, seconds(1)..=YEAR),
-        marker_file: s.optional("marker-file").map(PathBuf::from),
+        marker_file: s.optional_path("marker-file"),
     };
     if level.yellow_integrity < level.red_integrity {
         s.refuse("yellow-integrity", "must not be below level.red-integrity");
@@ -135,9 +135,9 @@ pub(super) fn respond(s: &mut Section<'_, '_>) -> Respond {
         max_unlocks: s.number("max-unlocks", 3, 0..=1_000),
         integrity_data: s.texts("integrity-data", &[]).into_iter().map(PathBuf::from).collect(),
         integrity_columns: s.texts("integrity-columns", &["timestamp", "integrity_score"]),
-        anchor_file: s.optional("anchor-file").map(PathBuf::from),
+        anchor_file: s.optional_path("anchor-file"),
         actions: s.entries("actions", |a| {
-            let name = a.optional("name");
+            let name = a.required("name");
             let level = a.choice("level", Red, &[("RED", Red), ("YELLOW", Yellow)]);
             let kind = a.choice(
                 "kind",

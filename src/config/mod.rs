@@ -4,7 +4,8 @@
 //! fault is found in one pass and says where it is. Nothing here reads a file but [`Config::load`], and nothing here opens
 //! one that the configuration names. Paths are relative to the working directory.
 //!
-//! `config/runwarden.toml` is the manual: every key with its default.
+//! `config/runwarden.toml` is the manual: every key with its default and, in the comment above it, its meaning. [`reference()`] puts
+//! both together with what is read.
 
 mod acting;
 mod auth;
@@ -15,6 +16,7 @@ mod level;
 mod matcher;
 mod otlp;
 mod reader;
+mod reference;
 mod secret;
 mod template;
 mod tls;
@@ -41,6 +43,7 @@ pub use self::matcher::Matcher;
 pub use self::otlp::Otlp;
 use self::reader::{Reader, Section};
 pub(crate) use self::reader::{read_duration, write_duration};
+pub use self::reference::{Form, Key as ReferenceKey, Kind, Part, Reference};
 pub use self::secret::Secret;
 pub use self::template::{FIELDS, Template, cut};
 pub use self::tls::{Listen, Named, Tls};
@@ -337,8 +340,14 @@ impl Config {
             };
             return Err(errors.iter().map(fault).collect());
         }
-        let root = document.get_ref();
         let mut r = Reader::new(file, text, env);
+        let config = Self::sections(&mut r, document.get_ref());
+        Ok((config, r))
+    }
+
+    /// Reads every section of a document.
+    fn sections<'t>(r: &mut Reader<'t>, root: &DeTable<'t>) -> Self {
+        let file = r.file();
         let http = r.section(root, "http", |s| tls::listen(s, loopback(8080), None));
         let above = http.tls.clone();
         let config = Self {
@@ -382,7 +391,7 @@ impl Config {
             ));
         }
         r.finish(root);
-        Ok((config, r))
+        config
     }
 
     /// 48 bits of a hash over the effective configuration, secrets excluded: equal where configurations are. Fits a metric.
@@ -417,6 +426,15 @@ impl Default for Config {
     }
 }
 
+/// Every key that is read, and what it means.
+pub fn reference() -> Reference {
+    let mut reader = Reader::new("reference", "", []);
+    reader.reference = Some(Reference::default());
+    // a document without anything has required keys missing, and that is no matter here
+    Config::sections(&mut reader, &DeTable::new());
+    reader.reference.unwrap_or_default().described()
+}
+
 /// A duration in the engine's unit; what does not fit is as long as can be.
 pub fn micros(duration: Duration) -> crate::clock::Micros {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
@@ -439,11 +457,11 @@ const fn millis(n: u64) -> Duration {
 
 fn paths(s: &mut Section<'_, '_>) -> Paths {
     Paths {
-        queries: s.text("queries", "queries").into(),
-        policies: s.text("policies", "config/policies").into(),
-        panels: s.text("panels", "config/panels.yaml").into(),
-        prices: s.text("prices", "config/prices.toml").into(),
-        data: s.text("data", "data").into(),
+        queries: s.path("queries", "queries"),
+        policies: s.path("policies", "config/policies"),
+        panels: s.path("panels", "config/panels.yaml"),
+        prices: s.path("prices", "config/prices.toml"),
+        data: s.path("data", "data"),
     }
 }
 

@@ -7,13 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Secret;
 use super::fault::{Fault, nearest};
+use super::reference::{Form, Key, Kind, Reference};
 
 const PREFIX: &str = "RUNWARDEN_";
 
@@ -29,6 +32,8 @@ pub(super) struct Reader<'t> {
     /// Every key asked for, dotted.
     pub(super) known: BTreeSet<String>,
     pub(super) faults: Vec<Fault>,
+    /// What is asked for is noted here; `None`: nobody wants to know.
+    pub(super) reference: Option<Reference>,
 }
 
 /// Where a value came from.
@@ -128,7 +133,12 @@ impl<'t> Reader<'t> {
             .filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?.to_owned(), value.clone())))
             .filter(|(name, _)| name.contains("__"))
             .collect();
-        Self { file, text, environment, env, used: BTreeSet::new(), known: BTreeSet::new(), faults: Vec::new() }
+        let (used, known, faults, reference) = Default::default();
+        Self { file, text, environment, env, used, known, faults, reference }
+    }
+
+    pub(super) fn file(&self) -> &'t str {
+        self.file
     }
 
     /// Runs `read` on one section.
@@ -148,10 +158,17 @@ impl<'t> Reader<'t> {
             }
             None => None,
         };
+        self.note(name, Form::Table);
         let mut section = Section { reader: self, name: name.to_owned(), table, keys: Vec::new(), from_env: true };
         let value = read(&mut section);
         section.finish();
         value
+    }
+
+    fn note(&mut self, section: &str, form: Form) {
+        if let Some(reference) = &mut self.reference {
+            reference.part(section, form);
+        }
     }
 
     /// Reports sections and variables nobody asked for.
@@ -202,6 +219,27 @@ impl<'s, 't> Section<'s, 't> {
         format!("{}.{key}", self.name)
     }
 
+    /// Notes a key, where somebody wants to know.
+    fn note(&mut self, key: &'static str, kind: impl FnOnce() -> Kind, default: impl FnOnce() -> Option<Value>) {
+        let Some(reference) = &mut self.reader.reference else { return };
+        let (kind, default) = (kind(), default());
+        let (section, name) = (screaming(&self.name), screaming(key));
+        let variable = match kind {
+            Kind::Map => format!("{PREFIX}{section}_{name}__NAME"),
+            _ => format!("{PREFIX}{section}__{name}"),
+        };
+        let variable = self.from_env.then_some(variable);
+        let key = Key { name: key, kind, default, required: false, variable, about: String::new() };
+        reference.key(&self.name, key);
+    }
+
+    /// The key that was asked for last cannot be missing.
+    fn require(&mut self, key: &'static str) {
+        if let Some(reference) = &mut self.reader.reference {
+            reference.require(&self.name, key);
+        }
+    }
+
     fn take(&mut self, key: &'static str) -> Option<Found<'s>> {
         self.keys.push(key);
         if self.from_env {
@@ -249,21 +287,66 @@ impl<'s, 't> Section<'s, 't> {
 
     /// A string that is not empty.
     pub(super) fn text(&mut self, key: &'static str, default: &str) -> String {
+        self.note(key, || Kind::Text, || Some(default.into()));
+        self.plain(key, default)
+    }
+
+    fn plain(&mut self, key: &'static str, default: &str) -> String {
         self.read(key, default.to_owned(), Found::text)
+    }
+
+    /// A path.
+    pub(super) fn path(&mut self, key: &'static str, default: &str) -> PathBuf {
+        self.note(key, || Kind::Path, || Some(default.into()));
+        self.plain(key, default).into()
+    }
+
+    fn given(&mut self, key: &'static str) -> Option<String> {
+        self.read(key, None, |found| found.text().map(Some))
     }
 
     /// A string, or nothing.
     pub(super) fn optional(&mut self, key: &'static str) -> Option<String> {
-        self.read(key, None, |found| found.text().map(Some))
+        self.note(key, || Kind::Text, || None);
+        self.given(key)
+    }
+
+    /// A path, or nothing.
+    pub(super) fn optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
+        self.note(key, || Kind::Path, || None);
+        self.given(key).map(PathBuf::from)
+    }
+
+    /// A string without which its section is none.
+    pub(super) fn required(&mut self, key: &'static str) -> Option<String> {
+        let text = self.optional(key);
+        self.require(key);
+        text
+    }
+
+    /// A path without which its section is none.
+    pub(super) fn required_path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let path = self.optional_path(key);
+        self.require(key);
+        path
+    }
+
+    /// A secret without which its section is none.
+    pub(super) fn required_secret(&mut self, key: &'static str) -> Option<Secret> {
+        let secret = self.secret(key);
+        self.require(key);
+        secret
     }
 
     /// A string; empty, the default, is nothing.
     pub(super) fn or_none(&mut self, key: &'static str) -> Option<String> {
+        self.note(key, || Kind::Text, || Some("".into()));
         self.read(key, None, |found| if found.is_empty() { Ok(None) } else { found.text().map(Some) })
     }
 
-    /// A string, whether it is there, and whether it is empty.
+    /// A path, whether it is there, and whether it is empty.
     pub(super) fn perhaps(&mut self, key: &'static str) -> Option<Option<String>> {
+        self.note(key, || Kind::Path, || Some("".into()));
         self.read(
             key,
             None,
@@ -273,7 +356,8 @@ impl<'s, 't> Section<'s, 't> {
 
     /// A secret, or nothing. `env:NAME` takes it from that variable.
     pub(super) fn secret(&mut self, key: &'static str) -> Option<Secret> {
-        let text = self.optional(key)?;
+        self.note(key, || Kind::Secret, || None);
+        let text = self.given(key)?;
         let Some(name) = text.strip_prefix("env:") else { return Some(Secret::new(text)) };
         match self.reader.environment.get(name) {
             Some(value) if !value.is_empty() => Some(Secret::new(value.clone())),
@@ -286,6 +370,7 @@ impl<'s, 't> Section<'s, 't> {
 
     /// A string that parses as `T`.
     pub(super) fn address(&mut self, key: &'static str, default: SocketAddr) -> SocketAddr {
+        self.note(key, || Kind::Address, || Some(default.to_string().into()));
         self.read(key, default, |found| {
             found.text()?.parse().map_err(|_| format!("must be an address and a port, such as \"{default}\""))
         })
@@ -293,6 +378,7 @@ impl<'s, 't> Section<'s, 't> {
 
     /// true or false.
     pub(super) fn flag(&mut self, key: &'static str, default: bool) -> bool {
+        self.note(key, || Kind::Flag, || Some(default.into()));
         self.read(key, default, |found| found.flag().ok_or_else(|| "must be true or false".to_owned()))
     }
 
@@ -301,6 +387,9 @@ impl<'s, 't> Section<'s, 't> {
     where
         T: TryFrom<i64> + PartialOrd + Display,
     {
+        let whole = |value: &T| value.to_string().parse::<i64>().unwrap_or(i64::MAX);
+        let kind = || Kind::Integer(whole(bounds.start()), whole(bounds.end()));
+        self.note(key, kind, || Some(whole(&default).into()));
         self.read(key, default, |found| {
             let wrong = || format!("must be an integer from {} to {}", bounds.start(), bounds.end());
             let value = found.integer().and_then(|value| T::try_from(value).ok());
@@ -310,6 +399,7 @@ impl<'s, 't> Section<'s, 't> {
 
     /// A percentage from 0 to 100 with at most three decimals.
     pub(super) fn percent(&mut self, key: &'static str, default: u32) -> super::Percent {
+        self.note(key, || Kind::Percent, || Some(default.into()));
         self.read(key, super::Percent(default.saturating_mul(1_000)), |found| {
             let wrong = || "must be a number from 0 to 100, with at most three decimals".to_owned();
             found.decimal(3).filter(|value| *value <= 100_000).map(super::Percent).ok_or_else(wrong)
@@ -318,6 +408,8 @@ impl<'s, 't> Section<'s, 't> {
 
     /// A share from 0 to 1 with at most six decimals.
     pub(super) fn share(&mut self, key: &'static str, default: super::Share) -> super::Share {
+        let whole = f64::from(super::Share::WHOLE.0);
+        self.note(key, || Kind::Share, || Some(json!(f64::from(default.0) / whole)));
         self.read(key, default, |found| {
             let wrong = || "must be a number from 0 to 1, with at most six decimals".to_owned();
             found.decimal(6).map(super::Share).filter(|share| *share <= super::Share::WHOLE).ok_or_else(wrong)
@@ -331,6 +423,8 @@ impl<'s, 't> Section<'s, 't> {
         default: Duration,
         bounds: RangeInclusive<Duration>,
     ) -> Duration {
+        let kind = || Kind::Duration(*bounds.start(), *bounds.end());
+        self.note(key, kind, || Some(write_duration(default).into()));
         self.read(key, default, |found| {
             let range = || format!("from {} to {}", write_duration(*bounds.start()), write_duration(*bounds.end()));
             let value =
@@ -341,19 +435,26 @@ impl<'s, 't> Section<'s, 't> {
         })
     }
 
-    /// One of several names.
-    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
+    /// One of several names. With a default that has none it cannot be left out.
+    pub(super) fn choice<T: Copy + PartialEq>(&mut self, key: &'static str, default: T, choices: &[(&str, T)]) -> T {
+        let name = choices.iter().find(|(_, value)| *value == default).map(|(name, _)| *name);
+        self.note(key, || Kind::Choice(names(choices)), || name.map(Value::from));
+        if name.is_none() {
+            self.require(key);
+        }
         self.read(key, default, |found| pick(&found.text()?, choices))
     }
 
     /// An array of strings; in a variable also separated by commas.
     pub(super) fn texts(&mut self, key: &'static str, default: &[&str]) -> Vec<String> {
+        self.note(key, || Kind::Texts, || Some(json!(default)));
         let default = default.iter().map(ToString::to_string).collect();
         self.read(key, default, Found::texts)
     }
 
     /// An array of names out of several, without repetition.
     pub(super) fn choices<T: Copy + Ord>(&mut self, key: &'static str, choices: &[(&str, T)]) -> BTreeSet<T> {
+        self.note(key, || Kind::Choices(names(choices)), || Some(json!(names(choices))));
         let all = choices.iter().map(|(_, value)| *value).collect();
         self.read(key, all, |found| found.texts()?.iter().map(|name| pick(name, choices)).collect())
     }
@@ -361,6 +462,7 @@ impl<'s, 't> Section<'s, 't> {
     /// A table of strings, integers and booleans as strings. Nested tables are dotted names: `a.b = 1` and `"a.b" = 1` are
     /// the same. A variable `RUNWARDEN_<SECTION>_<KEY>__A_B` sets `a.b`.
     pub(super) fn map(&mut self, key: &'static str) -> BTreeMap<String, String> {
+        self.note(key, || Kind::Map, || None);
         self.keys.push(key);
         let section = self.key(key);
         self.reader.known.insert(section.clone());
@@ -426,6 +528,7 @@ impl<'s, 't> Section<'s, 't> {
             }
             None => None,
         };
+        self.reader.note(&name, Form::Table);
         let prefix = format!("{}__", screaming(&name));
         let there = table.is_some() || self.reader.env.keys().any(|variable| variable.starts_with(&prefix));
         let at = found.map_or(0, |value| value.span().start);
@@ -449,6 +552,12 @@ impl<'s, 't> Section<'s, 't> {
         self.keys.push(key);
         let path = self.key(key);
         self.reader.known.insert(path.clone());
+        if self.reader.reference.is_some() {
+            // an entry is read for what it asks for, whether or not there is one
+            self.reader.note(&path, Form::Array);
+            let (reader, name) = (&mut *self.reader, path.clone());
+            read(&mut Section { reader, name, table: None, keys: Vec::new(), from_env: false });
+        }
         let Some(value) = self.table.and_then(|table| table.get(key)) else { return Vec::new() };
         let wrong = format!("must be an array of sections, [[{path}]]");
         let DeValue::Array(entries) = value.get_ref() else {
@@ -488,6 +597,10 @@ impl<'s, 't> Section<'s, 't> {
             }
         }
     }
+}
+
+fn names<T>(choices: &[(&str, T)]) -> Vec<String> {
+    choices.iter().map(|(name, _)| (*name).to_owned()).collect()
 }
 
 fn pick<T: Copy>(name: &str, choices: &[(&str, T)]) -> Result<T, String> {

@@ -68,6 +68,7 @@ fn the_examples_in_the_shipped_file_are_valid() {
         ("GRAFANA_TOKEN", "0123456789abcdef"),
         ("COMMAND_KEY", "fedcba9876543210"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=acme"),
+        ("PAGERDUTY_KEY", "0123456789abcdef"),
     ]);
     let config = Config::from_toml(&full, "f", secrets).unwrap();
     assert_eq!(config.auth.tokens[0].token.expose(), "0123456789abcdef");

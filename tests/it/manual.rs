@@ -161,6 +161,18 @@ fn the_defaults_in_the_manual_are_those_of_the_shipped_configuration() {
 }
 
 #[test]
+fn the_reference_of_the_configuration_is_what_is_read() {
+    let reference = runwarden::config::reference();
+    for (path, made, format) in [
+        ("docs/configuration-reference.md", reference.markdown(), "markdown"),
+        ("docs/configuration.schema.json", reference.schema_text(), "json"),
+    ] {
+        let renew = format!("cargo run -- config reference --format {format} > {path}");
+        assert!(read(path) == made, "{path} is not what is read; renew it: {renew}");
+    }
+}
+
+#[test]
 fn the_shipped_configuration_is_the_defaults() {
     let uncommented: String = read("config/runwarden.toml")
         .lines()
