@@ -55,7 +55,7 @@ impl Asker {
 }
 
 fn panels(port: u16) -> Vec<String> {
-    let (status, body) = Asker::new(port).ask("/api/v1/panels?limit=200");
+    let (status, body) = Asker::new(port).ask("/api/v1/panels?limit=100");
     let body: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(status, 200, "{body}");
     let ids = body["items"].as_array().unwrap().iter().map(|panel| panel["panel_id"].as_str().unwrap());

@@ -152,7 +152,7 @@ impl Site {
         let config = format!(
             "[roles]\nenabled = {roles:?}\n[paths]\npanels = \"{root}/config/panels.yaml\"\nqueries = \"{root}/queries\"\npolicies = \"policies\"\nprices = \
              \"{root}/config/prices.toml\"\n[kafka]\nbrokers = \"{}\"\ngroup = \"{prefix}group\"\n[topics]\n{names}partitions = \
-             {PARTITIONS}\nreplication = 1\n",
+             {PARTITIONS}\nreplication = 1\n[auth]\nloopback = \"open\"\n",
             broker.bootstrap
         );
         fs::write(dir.path().join("runwarden.toml"), config).unwrap();
