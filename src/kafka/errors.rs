@@ -24,17 +24,8 @@ pub enum Error {
         property: String,
     },
     /// A call failed after the broker and this process did not come to an understanding.
-    #[error("{context}: {refusal} (librdkafka: {said})")]
-    Refusal {
-        /// What was being done.
-        context: String,
-        /// Who refuses what, and what to do.
-        refusal: Refusal,
-        /// librdkafka's words for it.
-        said: String,
-        /// The call's own error.
-        source: KafkaError,
-    },
+    #[error(transparent)]
+    Refusal(Box<Refused>),
     /// A call to the broker failed for good.
     #[error("{context}")]
     Broker {
@@ -133,12 +124,26 @@ pub enum Error {
     Thread(#[source] std::io::Error),
 }
 
+/// What failed, and of what.
+#[derive(Debug, thiserror::Error)]
+#[error("{context}: {refusal} (librdkafka: {said})")]
+pub struct Refused {
+    /// What was being done.
+    pub context: String,
+    /// Who refuses what, and what to do.
+    pub refusal: Refusal,
+    /// librdkafka's words for it.
+    pub said: String,
+    /// The call's own error.
+    pub source: KafkaError,
+}
+
 impl Error {
     pub(crate) fn broker(context: impl Into<String>, source: KafkaError) -> Self {
         let context = context.into();
         match (classify(&source), unreached(&source).then(refusal::recent).flatten()) {
             (Class::Denied, _) => Self::Denied { context, source },
-            (_, Some((refusal, said))) => Self::Refusal { context, refusal, said, source },
+            (_, Some((refusal, said))) => Self::Refusal(Box::new(Refused { context, refusal, said, source })),
             _ => Self::Broker { context, source },
         }
     }

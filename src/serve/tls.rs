@@ -105,7 +105,7 @@ pub enum TlsError {
         /// The file of its key.
         key: PathBuf,
         /// What rustls says.
-        source: rustls::Error,
+        source: Box<rustls::Error>,
     },
     /// Certificates by which clients cannot be told.
     #[error(
@@ -236,11 +236,11 @@ fn read(settings: &Settings, speaks: Speaks) -> Result<Arc<ServerConfig>, TlsErr
     let chain = certificates(&settings.cert)?;
     let key = private_key(&settings.key)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let unusable = |source| TlsError::Unusable {
+    let unusable = |source: rustls::Error| TlsError::Unusable {
         setting: settings.cert.setting.clone(),
         path: settings.cert.path.clone(),
         key: settings.key.path.clone(),
-        source,
+        source: Box::new(source),
     };
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()

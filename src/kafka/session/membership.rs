@@ -163,8 +163,12 @@ impl Session<'_> {
             match result {
                 Ok(Some(restored)) => self.activate(*restored)?,
                 Ok(None) => {}
-                Err(Error::Broker { context, source } | Error::Refusal { context, source, .. }) => {
+                Err(Error::Broker { context, source }) => {
                     return Err(rebuild(&format!("restore of partition {partition}: {context}"), &source));
+                }
+                Err(Error::Refusal(refused)) => {
+                    let context = format!("restore of partition {partition}: {}", refused.context);
+                    return Err(rebuild(&context, &refused.source));
                 }
                 Err(error) => return Err(error.into()),
             }
