@@ -141,6 +141,9 @@ fn alone(config: &Config, listener: Listening, edging: Option<Edging>, hash: &st
     if let Some(said) = config.idle_process() {
         tracing::warn!("{said}");
     }
+    if config.traces.endpoint.is_some() {
+        tracing::warn!("[traces] endpoint is set, and without the role core there are no steps to trace");
+    }
     while !signals.stop() {
         std::thread::sleep(LOOK);
     }

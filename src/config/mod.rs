@@ -390,6 +390,10 @@ impl Config {
                 format!("{topic} is one of [topics]: it cannot hold spans too"),
             ));
         }
+        if config.roles.contains(&Role::Edge) && config.traces.come_back(config.otlp.listen) {
+            let message = "is where this process itself takes spans, [otlp] listen: name a collector's address";
+            r.faults.push(Fault::of(file, "traces.endpoint", message));
+        }
         r.finish(root);
         config
     }

@@ -1,5 +1,6 @@
 //! `[traces]`: which steps are traced, and where their spans go.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::reader::Section;
@@ -30,10 +31,14 @@ pub struct Traces {
 }
 
 pub(super) fn traces(s: &mut Section<'_, '_>) -> Traces {
-    let endpoint = s.or_none("endpoint");
-    if let Some(wrong) = endpoint.as_deref().and_then(|endpoint| address(endpoint).err()) {
-        s.refuse("endpoint", wrong);
-    }
+    let given = s.or_none("endpoint");
+    let endpoint = given.filter(|endpoint| match address(endpoint) {
+        Ok(()) => true,
+        Err(wrong) => {
+            s.refuse("endpoint", wrong);
+            false
+        }
+    });
     let sample = s.share("sample", Share(10_000));
     let decided_per_second = s.number("decided-per-second", 10, 0..=1_000);
     let headers = match s.secret("headers").map(|text| pairs(text.expose())) {
@@ -50,7 +55,7 @@ pub(super) fn traces(s: &mut Section<'_, '_>) -> Traces {
 
 fn address(url: &str) -> Result<(), &'static str> {
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-    let rest = rest.ok_or("must begin with http:// or https://, such as \"http://localhost:4318/v1/traces\"")?;
+    let rest = rest.ok_or("must begin with http:// or https://, such as \"http://collector:4318/v1/traces\"")?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     if host.is_empty() || host.contains('@') || url.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err("must be an address without user, spaces or control characters");
@@ -59,6 +64,26 @@ fn address(url: &str) -> Result<(), &'static str> {
         return Err("must have a path: of collectors it is /v1/traces");
     }
     Ok(())
+}
+
+impl Traces {
+    /// Whether spans would come back to where this process itself takes them.
+    pub(super) fn come_back(&self, listen: SocketAddr) -> bool {
+        let Some(endpoint) = &self.endpoint else { return false };
+        let (rest, usual) = match endpoint.strip_prefix("https://") {
+            Some(rest) => (rest, 443),
+            None => (endpoint.strip_prefix("http://").unwrap_or(endpoint), 80),
+        };
+        let authority = rest.split('/').next().unwrap_or_default();
+        let parts = authority.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        let (host, port) = parts.unwrap_or((authority, usual));
+        let own = listen.ip();
+        let here = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+            Ok(ip) => ip == own || own.is_unspecified() && ip.is_loopback(),
+            Err(_) => host == "localhost" && (own.is_unspecified() || own.is_loopback()),
+        };
+        here && port == listen.port()
+    }
 }
 
 /// `name=value,name=value`, values percent-encoded: what `OTEL_EXPORTER_OTLP_HEADERS` holds.
@@ -117,6 +142,18 @@ mod tests {
             let faults = read(&format!("headers = \"{bad}\"")).unwrap_err();
             assert!(faults[0].contains(part) && !faults[0].contains("hush"), "{faults:?}");
         }
+    }
+
+    #[test]
+    fn spans_do_not_come_back_to_who_sends_them() {
+        let everywhere = "\n[otlp]\nlisten = \"[::]:4318\"";
+        for (own, more) in [("localhost", ""), ("127.0.0.1", ""), ("[::1]", everywhere), ("localhost", everywhere)] {
+            let faults = read(&format!("endpoint = \"http://{own}:4318/v1/traces\"{more}")).unwrap_err();
+            assert!(faults[0].contains("[otlp] listen"), "{faults:?}");
+        }
+        assert!(read("endpoint = \"http://localhost:14318/v1/traces\"").is_ok());
+        assert!(read("endpoint = \"http://localhost:4318/v1/traces\"\n[otlp]\nlisten = \"127.0.0.1:14318\"").is_ok());
+        assert!(read("endpoint = \"http://localhost:4318/v1/traces\"\n[roles]\nenabled = [\"core\"]").is_ok());
     }
 
     #[test]

@@ -38,7 +38,7 @@ const ANSWER: u64 = 16_384;
 /// What is traced, and where it goes.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where spans are posted to, such as `http://localhost:4318/v1/traces`.
+    /// Where spans are posted to, such as `http://collector:4318/v1/traces`.
     pub endpoint: String,
     /// Headers of each request.
     pub headers: Vec<(String, Secret)>,

@@ -13,6 +13,7 @@ use prost::Message as _;
 use runwarden::clock::Wall;
 use runwarden::kafka::produce::{Producer, Send};
 use runwarden::kafka::provision::{Broker, Provisioner as _};
+use runwarden::kafka::reader::OwnedRecord;
 use runwarden::kafka::topics::{Cleanup, TopicSpec};
 use serde_json::{Value, json};
 
@@ -230,7 +231,12 @@ fn what_people_say_is_in_no_topic_no_table_no_log_and_no_page() {
     let refused = post(&broken);
     assert!(refused.starts_with("HTTP/1.1 400") && !refused.contains(SENTINEL), "{refused}");
     eventually("the run's end is told", SOON, || values(&site, &site.topics.runs).iter().any(|r| r["run_id"] == trace));
-    assert_eq!(values(&site, &site.topics.telemetry).len(), 8, "six calls, a start and an end");
+    let events = site.read(&site.topics.telemetry);
+    assert_eq!(events.len(), 8, "six calls, a start and an end");
+    let of_trace = format!("00-{trace}-");
+    let names_span =
+        |r: &OwnedRecord| r.headers.iter().any(|h| h.0 == "traceparent" && h.1.starts_with(of_trace.as_bytes()));
+    assert!(events.iter().all(names_span), "each names the span it came from");
     assert_eq!(found_in(&site, &running), Vec::<String>::new());
     let metrics =
         http(&address(&running, "address"), "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
