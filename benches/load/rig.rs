@@ -286,6 +286,12 @@ impl Sidecar {
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            let last: Vec<&str> = log.lines().rev().take(30).collect();
+            eprintln!("{:?}", self.child.try_wait());
+            last.iter().rev().for_each(|line| eprintln!("   {line}"));
+        }
         // killed or ended already, unless a measurement failed
         let _already = self.child.kill();
         let _reaped = self.child.wait();
