@@ -1,4 +1,5 @@
-//! Figures of HTTP, by route: the patterns of the routes, so that no series can appear by surprise. A series is there from the first request on.
+//! Figures of HTTP, by route: the patterns of the routes, so that no series can appear by surprise. All but those of `/metrics` are there from the
+//! first request on.
 
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ impl Http {
         let duration = HistogramVec::new(options, &["route"])?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(duration.clone()))?;
+        // there whatever a process does
+        requests.with_label_values(&["/metrics", "GET", "200"]);
+        duration.with_label_values(&["/metrics"]);
         Ok(Self { requests, duration })
     }
 
