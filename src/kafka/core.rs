@@ -224,7 +224,8 @@ pub trait Core: Send {
     fn take_changes(&mut self) -> Vec<StateChange>;
     /// Makes the next [`Core::take_changes`] a full one.
     fn mark_all_dirty(&mut self);
-    /// Whether the next step should be followed by a checkpoint at once (a snapshot was adopted).
+    /// Whether the last step took over something that is in no input (a snapshot was adopted): a replay would not, so a checkpoint has to
+    /// be committed with the step.
     fn wants_checkpoint(&self) -> bool {
         false
     }

@@ -15,7 +15,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use crate::clock::Wall;
 use crate::traces::Trace;
 
-use super::checkpoint::{KeyValue, Slots};
+use super::checkpoint::{self, KeyValue, Mark, Slots};
 use super::core::{Core, CoreError, Input, InputBatch, OutRecord, Record, StepInput};
 use super::group::Group;
 use super::reader::micros;
@@ -98,6 +98,9 @@ const INPUT_PER_BYTE: usize = 10;
 const MOST_INTERVALS: u32 = 4;
 
 impl Checkpoints {
+    /// In place of the step it contains: history was lost, and what there is has to be written at once.
+    pub(super) const LOST: u64 = u64::MAX;
+
     /// Whether the next one is to be captured, by what was read and by time. What it stands for grows with what it costs: where little was
     /// written the least time between two is enough.
     pub(super) fn is_due(&self, interval: Duration) -> bool {
@@ -219,6 +222,40 @@ impl Active {
 
     pub(super) fn offsets(&self) -> [i64; INPUTS] {
         std::array::from_fn(|i| self.feeds[i].next)
+    }
+
+    /// Whether the state has to be on the topic with the last step: replaying steps from the checkpoint before would not give it.
+    pub(super) fn owes_checkpoint(&self) -> bool {
+        self.checkpoints.step == Checkpoints::LOST || self.core.wants_checkpoint()
+    }
+
+    /// Captures the state after the last step as the next checkpoint, to be written from now on. `steps_offset`: where on the steps topic
+    /// this session's last record lies.
+    pub(super) fn capture(&mut self, partitions: i32, steps_offset: Option<i64>) {
+        let offsets = self.offsets();
+        let Checkpoints { number, slots, steps_from, pending, bytes, bytes_in, .. } = &mut self.checkpoints;
+        let mark = Mark {
+            checkpoint: *number + 1,
+            step: self.number,
+            now: self.now.0,
+            offsets,
+            steps_from: steps_offset.unwrap_or(*steps_from),
+            version: self.core.version().to_owned(),
+            partitions: Some(partitions),
+        };
+        let records = slots.encode(*number + 1, self.core.take_changes());
+        let next = pending.insert(Pending::new(self.number, records, checkpoint::encode_mark(&mark)));
+        (*bytes, *bytes_in) = (next.bytes, 0);
+    }
+
+    /// What is left of a checkpoint of an earlier step, to be written before another in one transaction.
+    pub(super) fn end_pending(&mut self) -> Vec<KeyValue> {
+        let number = self.number;
+        let Some(mut before) = self.checkpoints.pending.take_if(|pending| pending.step != number) else {
+            return Vec::new();
+        };
+        self.checkpoints.number += 1;
+        before.take(usize::MAX)
     }
 
     /// Reads what is there and steps the core, if there is anything to do.

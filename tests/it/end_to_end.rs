@@ -494,6 +494,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // what the process itself has to say about it
+            eprintln!("{}:\n{}", self.log.display(), fs::read_to_string(&self.log).unwrap_or_default());
+        }
         if let Ok(None) = self.child.try_wait() {
             self.child.kill().unwrap();
             self.child.wait().unwrap();

@@ -1,5 +1,6 @@
 //! The shell on the in-process mock: plumbing end to end. Exactly-once under crashes is `kafka_real`'s.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -108,6 +109,41 @@ fn a_checkpoint_larger_than_a_transaction_goes_ahead_of_its_mark() {
     assert_eq!(second.status.counters.replay_mismatches.get(), 0);
     assert_eq!(second.status.counters.history_gone.get(), 0);
     second.drain(SOON);
+}
+
+#[test]
+fn what_was_taken_over_between_two_steps_is_on_the_topic_with_the_step_that_did() {
+    let topics = topics(2);
+    let mock = Mock::with_topics(&topics).unwrap();
+    let mut traffic = Traffic::new(&mock.settings(), &topics, 200);
+    let terms: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(1)));
+    let toy = Toy { terms: Some(terms), urgent: true, ..Toy::default() };
+    let small = |commit_interval| ShellConfig {
+        checkpoint_interval: Duration::from_millis(50),
+        commit_interval,
+        urgent_interval: Duration::ZERO,
+        checkpoint_chunk: 100,
+        ..config(&mock, &topics, "a")
+    };
+    // parts are far from each other: a checkpoint is on its way nearly always
+    for life in 1..=4 {
+        let sidecar = Sidecar::start(small(Duration::from_millis(40)), toy);
+        let counters = &sidecar.status.counters;
+        traffic.send(400);
+        eventually("a checkpoint is under way", SOON, || counters.checkpoint_records.get() > 10);
+        terms.fetch_add(1, Ordering::SeqCst);
+        traffic.send(20 * life);
+        // committed, since the mock shows what is not
+        eventually("steps by the new terms", SOON, || counters.records_in.get() == 400 + 20 * life as u64);
+        assert_eq!((counters.replay_mismatches.get(), counters.history_gone.get()), (0, 0), "in life {life}");
+        sidecar.drain(Duration::ZERO);
+    }
+    let last = Sidecar::start(small(Duration::from_millis(10)), toy);
+    traffic.send(200);
+    traffic.settle(&mock.settings(), &topics, SOON);
+    let counters = &last.status.counters;
+    assert_eq!((counters.replay_mismatches.get(), counters.history_gone.get()), (0, 0));
+    last.drain(SOON);
 }
 
 #[test]

@@ -11,10 +11,10 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::clock::Wall;
 use crate::kafka::core::Input;
 use crate::kafka::errors::{Error, is_poison};
-use crate::kafka::partition::{self, Active, Checkpoints, Owned, Pending};
+use crate::kafka::partition::{self, Active, Checkpoints, Owned};
 use crate::kafka::status::{Committed, Event};
 use crate::kafka::transaction::{Failed, Outgoing, Place, Tag};
-use crate::kafka::{checkpoint, deadletter, steps};
+use crate::kafka::{deadletter, steps};
 
 use super::{Failure, Session, failure, rebuild};
 
@@ -65,18 +65,8 @@ impl Session<'_> {
         }
     }
 
-    /// Commits everything uncommitted, with checkpoints as asked; sends it again after abortable failures. Where a checkpoint of an earlier step
-    /// was under way, one of the last step follows it, while there is time.
+    /// Commits everything uncommitted, with checkpoints as asked; sends it again after abortable failures.
     pub(super) fn commit(&mut self, which: Checkpointing<'_>) -> Result<(), Failure> {
-        self.commit_once(which)?;
-        let behind = |active: &Active| active.checkpoints.step != active.number && which.forces(active.partition);
-        if self.actives().any(behind) && !self.control.expired() {
-            self.commit_once(which)?;
-        }
-        Ok(())
-    }
-
-    fn commit_once(&mut self, which: Checkpointing<'_>) -> Result<(), Failure> {
         self.prepare(which);
         let began = Instant::now();
         let mut attempts = 0;
@@ -141,44 +131,39 @@ impl Session<'_> {
     /// Encodes step records and checkpoints of what is about to be committed.
     ///
     /// A checkpoint is spread over half of its interval, so that no transaction is much longer for it, and decisions that are urgent do not
-    /// carry one.
+    /// carry one. One that is asked for goes out whole, with what is left of the one before it: what a core takes over between two steps (other
+    /// terms) is in no input, so the step that did and the state it left have to be committed together, or a replay would decide by the
+    /// terms before.
     pub(super) fn prepare(&mut self, which: Checkpointing<'_>) {
         let config = self.config();
         let interval = config.checkpoint_interval;
         let turns = (interval / 2).div_duration_f64(config.commit_interval.max(Duration::from_millis(1)));
         let waits = self.urgent && self.last_part.elapsed() < config.commit_interval;
-        let partitions = self.partitions;
         let mut written = false;
         for owned in self.owned.values_mut() {
             let Owned::Active(active) = owned else { continue };
-            let version = active.core.version().to_owned();
-            let offsets = active.offsets();
             if active.work.step_record.is_none() && !active.work.steps.is_empty() {
-                active.work.step_record = Some(steps::encode(&version, &active.work.steps));
+                active.work.step_record = Some(steps::encode(active.core.version(), &active.work.steps));
             }
-            let forced = active.checkpoints.step != active.number && which.forces(active.partition);
-            if active.checkpoints.pending.is_none() && (forced || checkpoint_due(active, interval)) {
-                let Checkpoints { number, slots, steps_from, pending, bytes, bytes_in, .. } = &mut active.checkpoints;
-                let changes = active.core.take_changes();
-                let mark = checkpoint::Mark {
-                    checkpoint: *number + 1,
-                    step: active.number,
-                    now: active.now.0,
-                    offsets,
-                    steps_from: self.writer.steps_offset(active.partition).unwrap_or(*steps_from),
-                    version,
-                    partitions: Some(partitions),
-                };
-                let records = slots.encode(*number + 1, changes);
-                let next = pending.insert(Pending::new(active.number, records, checkpoint::encode_mark(&mark)));
-                (*bytes, *bytes_in) = (next.bytes, 0);
+            if active.work.checkpoint.is_some() {
+                continue;
+            }
+            let behind = active.checkpoints.step != active.number;
+            let whole = behind && (which.forces(active.partition) || active.owes_checkpoint());
+            let steps_offset = self.writer.steps_offset(active.partition);
+            let mut records = Vec::new();
+            if whole {
+                records = active.end_pending();
+            }
+            if active.checkpoints.pending.is_none() && (whole || checkpoint_due(active, interval)) {
+                active.capture(self.partitions, steps_offset);
             }
             if let Some(pending) = &mut active.checkpoints.pending
-                && active.work.checkpoint.is_none()
-                && (forced || !waits)
+                && (whole || !waits)
             {
-                let most = if forced { usize::MAX } else { part(pending.bytes, turns).min(config.checkpoint_chunk) };
-                active.work.checkpoint = Some(pending.take(most));
+                let most = if whole { usize::MAX } else { part(pending.bytes, turns).min(config.checkpoint_chunk) };
+                records.extend(pending.take(most));
+                active.work.checkpoint = Some(records);
                 written = true;
             }
         }
@@ -350,8 +335,7 @@ fn part(bytes: usize, turns: f64) -> usize {
 
 fn checkpoint_due(active: &Active, interval: Duration) -> bool {
     let Checkpoints { pending, step, .. } = &active.checkpoints;
-    pending.is_some()
-        || *step != active.number && (active.checkpoints.is_due(interval) || active.core.wants_checkpoint())
+    pending.is_some() || *step != active.number && (active.checkpoints.is_due(interval) || active.owes_checkpoint())
 }
 
 #[cfg(test)]

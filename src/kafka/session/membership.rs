@@ -213,7 +213,7 @@ impl Session<'_> {
         let at = if restored.checkpoint_now { now.checked_sub(interval) } else { now.checked_sub(share) };
         let checkpoints = Checkpoints {
             number: restored.checkpoint,
-            step: if restored.checkpoint_now { u64::MAX } else { restored.checkpoint_step },
+            step: if restored.checkpoint_now { Checkpoints::LOST } else { restored.checkpoint_step },
             slots: restored.slots,
             at: at.unwrap_or(now),
             pending: None,

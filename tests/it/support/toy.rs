@@ -5,6 +5,7 @@
 //! deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use runwarden::clock::Wall;
 use runwarden::kafka::core::{Core, CoreError, Input, OutRecord, Record, StateChange, StepInput, StepOutput, Topic};
@@ -24,6 +25,8 @@ pub struct Toy {
     pub other_version: bool,
     /// A key's records belong where murmur2 places the key; others are re-keyed. Without it a key belongs where it is found.
     pub placed: bool,
+    /// What is decided by, from outside: taken over at the next step that is not a replay.
+    pub terms: Option<&'static AtomicU64>,
 }
 
 /// What the toy writes.
@@ -42,6 +45,8 @@ struct State {
     ticks: u64,
     next_tick: Option<Wall>,
     finished: bool,
+    terms: u64,
+    taken_over: bool,
     dirty: BTreeSet<String>,
 }
 
@@ -55,6 +60,8 @@ impl Toy {
             ticks: 0,
             next_tick: None,
             finished: false,
+            terms: 0,
+            taken_over: false,
             dirty: BTreeSet::new(),
         })
     }
@@ -93,6 +100,11 @@ impl Core for State {
 
     fn step(&mut self, input: &StepInput<'_>) -> Result<StepOutput, CoreError> {
         let mut outputs = Vec::new();
+        let terms = self.toy.terms.map_or(0, |terms| terms.load(Ordering::SeqCst));
+        if !input.replaying && terms != self.terms {
+            (self.terms, self.taken_over) = (terms, true);
+            self.dirty.insert("\u{1}terms".into());
+        }
         for batch in &input.inputs {
             for record in &batch.records {
                 let key = String::from_utf8_lossy(record.key.unwrap_or_default()).into_owned();
@@ -145,7 +157,7 @@ impl Core for State {
             let id = format!("{}/finish", self.partition);
             outputs.push(out(Topic::Runs, &id, id.clone().into_bytes()));
         }
-        let mut digest = 0_u64;
+        let mut digest = self.terms;
         for output in &outputs {
             for byte in output.key.iter().chain(output.payload.as_deref().unwrap_or_default()) {
                 digest = (digest ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
@@ -158,19 +170,28 @@ impl Core for State {
     fn take_changes(&mut self) -> Vec<StateChange> {
         let value = |key: &str| match key {
             "\u{1}ticks" => format!("{} {}", self.ticks, self.next_tick.map_or(0, |t| t.0)),
+            "\u{1}terms" => self.terms.to_string(),
             key => self.counts[key].to_string(),
         };
         let changes =
             self.dirty.iter().map(|key| StateChange { key: key.clone().into(), value: Some(value(key).into()) });
         let changes = changes.collect();
         self.dirty.clear();
+        self.taken_over = false;
         changes
+    }
+
+    fn wants_checkpoint(&self) -> bool {
+        self.taken_over
     }
 
     fn mark_all_dirty(&mut self) {
         self.dirty.extend(self.counts.keys().cloned());
         if self.next_tick.is_some() {
             self.dirty.insert("\u{1}ticks".into());
+        }
+        if self.terms > 0 {
+            self.dirty.insert("\u{1}terms".into());
         }
     }
 
@@ -204,6 +225,7 @@ impl Core for State {
                 self.ticks = ticks.parse().unwrap();
                 self.next_tick = Some(Wall(next.parse().unwrap()));
             }
+            "\u{1}terms" => self.terms = value.parse().unwrap(),
             key => drop(self.counts.insert(key.to_owned(), value.parse().unwrap())),
         }
         Ok(())
