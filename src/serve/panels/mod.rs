@@ -5,6 +5,7 @@
 //! the monitor blocks that.
 
 pub mod alert;
+mod answers;
 pub mod ask;
 mod check;
 pub mod files;
@@ -25,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::policy::Fault;
 use crate::serve::tables::Scope;
 
+use self::answers::Answers;
 use self::ask::Ask;
 use self::files::{Loaded, Source, Stamp};
 use self::monitor::{AlertType, Health, State, Terms};
@@ -41,6 +43,8 @@ pub struct Panels {
     /// When the files were changed last, of those that were looked at last.
     stamp: Mutex<Stamp>,
     states: Mutex<BTreeMap<Arc<str>, State>>,
+    /// What was answered a moment ago.
+    answers: Answers,
 }
 
 /// What a second look at the files came to.
@@ -72,7 +76,15 @@ impl Panels {
         // before they are read: what changes in between is seen by the next look
         let stamp = Mutex::new(source.stamp());
         let loaded = source.load()?;
-        let panels = Self { source, tables, metrics, loaded: ArcSwap::default(), stamp, states: Mutex::default() };
+        let panels = Self {
+            source,
+            tables,
+            metrics,
+            loaded: ArcSwap::default(),
+            stamp,
+            states: Mutex::default(),
+            answers: Answers::default(),
+        };
         panels.take(loaded, now.0);
         Ok(panels)
     }

@@ -10,10 +10,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use datafusion::arrow::array::RecordBatch;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::ask::{count, over};
+use super::answers::Question;
 use super::monitor::Health;
 use super::registry::Panel;
 use super::{Panels, Shown};
@@ -112,12 +112,23 @@ async fn list(State(views): State<Views>, caller: Caller, wanted: Asked<Wanted>)
     filters.extend(topic.map(|topic| ("topic".to_owned(), topic.into())));
     filters.extend(health.map(|health| ("health".to_owned(), health.as_str().into())));
     filters.extend(alert_enabled.map(|enabled| ("alert_enabled".to_owned(), enabled.into())));
-    Ok(Json(listed(items, shown.len(), offset, filters)).into_response())
+    Ok(Json(Listed::new(&items, shown.len(), offset, filters)).into_response())
 }
 
-fn listed(items: Vec<Value>, total: usize, offset: usize, filters: Map<String, Value>) -> Value {
-    let has_more = offset.saturating_add(items.len()) < total && !items.is_empty();
-    json!({"items": items, "total": total, "has_more": has_more, "filters_applied": filters})
+/// A page of a list.
+#[derive(Serialize)]
+struct Listed<'a> {
+    items: &'a [Value],
+    total: usize,
+    has_more: bool,
+    filters_applied: Map<String, Value>,
+}
+
+impl<'a> Listed<'a> {
+    fn new(items: &'a [Value], total: usize, offset: usize, filters_applied: Map<String, Value>) -> Self {
+        let has_more = offset.saturating_add(items.len()) < total && !items.is_empty();
+        Self { items, total, has_more, filters_applied }
+    }
 }
 
 /// A panel as it is shown. `all`: to who sees all tenants.
@@ -203,13 +214,11 @@ async fn rows(
     if !tables.is_whole() {
         return Err(again(StatusCode::SERVICE_UNAVAILABLE, NOT_WHOLE, "1"));
     }
-    let total = count(tables, &scope, sql).await.map_err(|error| failed(&error))?;
-    let paged = format!("{} LIMIT {limit} OFFSET {offset}", over("*", sql));
-    let batches = tables.query(&scope, &paged, Vec::new()).await.map_err(|error| failed(&error))?;
-    let items = objects(&batches);
+    let question = Question { scope, sql: sql.to_owned(), limit, offset };
+    let page = panels.answers.get(tables, question, (views.clock)()).await.map_err(|error| failed(&error))?;
     let mut filters = Map::new();
     filters.extend(tenant.map(|tenant| ("tenant_id".to_owned(), tenant.into())));
-    Ok(Json(listed(items, usize::try_from(total).unwrap_or(0), offset, filters)).into_response())
+    Ok(Json(Listed::new(&page.items, page.total, offset, filters)).into_response())
 }
 
 /// Why a panel gives nothing.
