@@ -90,6 +90,8 @@ pub struct Clocks {
     dirty: BTreeSet<Box<str>>,
     /// Minutes that are over.
     over: Vec<Minute>,
+    /// Tenants with rows in a minute that is not over.
+    counting: usize,
 }
 
 impl Clocks {
@@ -105,7 +107,10 @@ impl Clocks {
         });
         clock.highest = clock.highest.max(time);
         clock.heard = end.elapsed;
-        self.over.extend(clock.turn(tenant, clock.highest));
+        let over = clock.turn(tenant, clock.highest);
+        self.counting -= usize::from(over.is_some());
+        self.over.extend(over);
+        self.counting += usize::from(clock.rows == 0);
         clock.rows = clock.rows.saturating_add(1);
         clock.fresh = clock.fresh.saturating_add(1);
         clock.highest
@@ -123,9 +128,15 @@ impl Clocks {
         let Some(clock) = self.tenants.get_mut(tenant) else { return };
         let over = clock.turn(tenant, at.max(clock.highest));
         if over.is_some() {
+            self.counting -= 1;
             self.over.extend(over);
             self.touch(tenant);
         }
+    }
+
+    /// Whether some tenant's minute waits to be over.
+    pub const fn is_counting(&self) -> bool {
+        self.counting > 0
     }
 
     /// Every minute is over.
@@ -217,7 +228,9 @@ impl Clocks {
 
     /// Takes a clock back.
     pub fn restore(&mut self, tenant: &str, clock: Clock) {
-        self.tenants.insert(tenant.into(), clock);
+        self.counting += usize::from(clock.rows > 0);
+        let before = self.tenants.insert(tenant.into(), clock);
+        self.counting -= usize::from(before.is_some_and(|before| before.rows > 0));
     }
 }
 
@@ -236,6 +249,32 @@ mod tests {
         end.step(Wall(500 * SECOND), true);
         end.step(Wall(515 * SECOND), true);
         assert_eq!(clocks.idle(30 * SECOND, &end), vec![("a".into(), 1035 * SECOND)]);
+    }
+
+    #[test]
+    fn a_minute_waits_until_the_clock_passes_it_and_after_a_restart_too() {
+        let (end, mut clocks) = (EndClock::default(), Clocks::default());
+        assert!(!clocks.is_counting());
+        clocks.hear("a", 30 * SECOND, &end);
+        clocks.hear("b", 45 * SECOND, &end);
+        clocks.hear("a", 61 * SECOND, &end);
+        clocks.pass("b", 50 * SECOND);
+        assert!(clocks.is_counting());
+        clocks.pass("a", 120 * SECOND);
+        assert!(clocks.is_counting(), "that of b is not over");
+        let mut again = Clocks::default();
+        for (tenant, clock) in clocks.take_changes().into_iter().chain([("b".into(), clocks.tenants["b"])]) {
+            again.restore(&tenant, clock);
+            again.restore(&tenant, clock);
+        }
+        assert!(again.is_counting());
+        for mut clocks in [clocks, again] {
+            clocks.pass("b", 60 * SECOND);
+            assert!(!clocks.is_counting());
+            clocks.pass("b", 600 * SECOND);
+            clocks.hear("b", 600 * SECOND, &end);
+            assert!(clocks.is_counting());
+        }
     }
 
     #[test]

@@ -442,7 +442,7 @@ impl Partition {
 
     /// Wall time at which a step without input would close something.
     pub fn deadline(&self) -> Option<Wall> {
-        let waits = self.engine.is_open() || !self.correlation.is_empty();
+        let waits = self.engine.is_open() || !self.correlation.is_empty() || self.clocks.is_counting();
         let tick = self.meta.end.since.filter(|_| waits).map(|since| since.saturating_add(crate::clock::SECOND));
         let mute =
             self.correlation.next_mute(&self.silences, Wall(self.meta.now)).filter(|_| !self.settings.event_clock);
