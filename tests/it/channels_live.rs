@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use runwarden::clock::{SECOND, Wall, rfc3339};
 use runwarden::kafka::client::Isolation;
 use runwarden::kafka::produce::{Producer, Send};
@@ -26,9 +28,14 @@ const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// A process that plays the role channels alone, with these `[[channels.to]]`, that stands at the end of the alerts.
 fn started(test: &str, channels: &str) -> Option<(Site, Running)> {
+    started_as(&["channels"], test, channels)
+}
+
+/// One that plays these roles.
+fn started_as(roles: &[&str], test: &str, channels: &str) -> Option<(Site, Running)> {
     let site = Site::new(test, PARTITIONS, "")?;
     let config = fs::read_to_string(site.config()).unwrap();
-    fs::write(site.config(), format!("[roles]\nenabled = [\"channels\"]\n{config}{channels}")).unwrap();
+    fs::write(site.config(), format!("[roles]\nenabled = {roles:?}\n{config}{channels}")).unwrap();
     let running = site.sidecar(1);
     for name in names(channels) {
         eventually(&format!("{name} has its place; it said:\n{}", running.said()), SOON, || {
@@ -43,8 +50,20 @@ fn names(channels: &str) -> Vec<String> {
     lines.map(|name| name.trim_matches('"').to_owned()).collect()
 }
 
+fn group(site: &Site, channel: &str) -> String {
+    format!("{}-channel-{channel}", site.topics.telemetry.replace("runs.telemetry", "group"))
+}
+
+/// How many processes share a channel, once they agree; 0 until then.
+fn members(site: &Site, channel: &str) -> usize {
+    let client: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", &site.brokers).set("group.id", "looker-on").create().unwrap();
+    let list = client.fetch_group_list(Some(&group(site, channel)), SOON).unwrap();
+    list.groups().iter().filter(|group| group.state() == "Stable").map(|group| group.members().len()).sum()
+}
+
 fn position(site: &Site, channel: &str, partition: i32) -> Option<i64> {
-    let group = format!("{}-channel-{channel}", site.topics.telemetry.replace("runs.telemetry", "group"));
+    let group = group(site, channel);
     let reader = Reader::new(&site.client, &group, Isolation::Committed).unwrap();
     reader.committed(&[&site.topics.alerts], partition).ok()?[0]
 }
@@ -261,6 +280,61 @@ fn killed_in_the_middle_it_tells_again_and_loses_none() {
     let repeated = slow.taken().len() - slow.ids().len();
     assert!(repeated <= 2, "{repeated} were told again after one kill and one clean end");
     running.terminate();
+}
+
+#[test]
+fn what_runs_do_reaches_a_channel_of_the_process_that_judges_them() {
+    let receiver = Receiver::new(|_| 200);
+    let channels = webhook("hook", &receiver.url, "");
+    let Some((site, mut running)) = started_as(&["core", "channels"], "channels-core", &channels) else { return };
+    running.await_restored(PARTITIONS);
+    site.feed_lines(&site.lines[..2_000], Duration::ZERO);
+    let opened = || -> BTreeSet<String> {
+        let alerts = site.read(&site.topics.alerts).into_iter().filter_map(|record| record.payload);
+        let alerts = alerts.map(|payload| serde_json::from_slice::<Value>(&payload).unwrap());
+        let first = alerts.filter(|alert| alert["revision"] == 1 && alert["status"] == "OPEN");
+        first.map(|alert| format!("{}/1", alert["alert_id"].as_str().unwrap())).collect()
+    };
+    eventually(&format!("alerts are raised; it said:\n{}", running.said()), SOON, || opened().len() > 3);
+    eventually("each is told", SOON, || receiver.ids().is_superset(&opened()));
+    let taken = receiver.taken();
+    let body: Value = serde_json::from_str(&taken[0].body).unwrap();
+    assert!(body["data"]["tenant_id"].as_str().unwrap().starts_with("co"), "{body}");
+    eventually("and recorded", SOON, || delivered(&site, "hook", "DELIVERED") >= opened().len());
+    running.terminate();
+}
+
+#[test]
+fn processes_that_come_and_go_share_a_channel_and_lose_nothing() {
+    let slow = Receiver::new(|_| {
+        std::thread::sleep(Duration::from_millis(5));
+        200
+    });
+    let Some((site, first)) = started("channels-share", &webhook("slow", &slow.url, "")) else { return };
+    let config = fs::read_to_string(site.config()).unwrap();
+    let other = site.dir.path().join("other.toml");
+    fs::write(&other, config.replace("slot = \"a\"", "slot = \"b\"")).unwrap();
+    let batch = |name: &str| -> Vec<String> {
+        let ids: Vec<_> = (0..150).map(|n| format!("{name}-{}", "x".repeat(n % 3) + &n.to_string())).collect();
+        publish(&site, &ids.iter().map(|id| alert(id, 1, "OPEN")).collect::<Vec<_>>());
+        ids
+    };
+    let mut ids = batch("one");
+    eventually("some are told", SOON, || slow.ids().len() > 20);
+    let second = site.sidecar_of(&other.display().to_string(), 2);
+    ids.extend(batch("both"));
+    eventually("the second has its share", SOON, || members(&site, "slow") == 2);
+    ids.extend(batch("later"));
+    eventually("most are told", SOON, || slow.ids().len() > 300);
+    first.terminate();
+    ids.extend(batch("last"));
+    eventually("the second has all", SOON, || members(&site, "slow") == 1);
+    let all: BTreeSet<String> = ids.iter().map(|id| format!("{id}/1")).collect();
+    eventually(&format!("all are told; the second said:\n{}", second.said()), SOON, || slow.ids() == all);
+    let repeated = slow.taken().len() - all.len();
+    println!("{} told, {repeated} of them twice", all.len());
+    assert!(repeated <= 2 * PARTITIONS as usize, "{repeated} were told twice, and everyone came and went in order");
+    second.terminate();
 }
 
 #[test]
