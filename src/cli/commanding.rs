@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::cli::ordering::Orders;
 use crate::cli::{
     Failure, OverrideAction, OverrideArguments, PolicyAction, PolicyArguments, ProposalAction, ProposalArguments,
     RespondAction, RespondArguments, SendArguments, keys, load,
@@ -16,14 +17,9 @@ use crate::cli::{
 use crate::clock::Wall;
 use crate::config::Config;
 use crate::decide::commands::{self, Command, SYSTEM, authority_name};
-use crate::kafka::follow::Follower;
-use crate::kafka::produce::Producer;
 use crate::kafka::reader::read_topic;
 use crate::serve::level::FileSystem;
 use crate::serve::respond;
-
-/// How long one look for the answer may take.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// `runwarden policy`.
 pub(super) fn policy(arguments: &PolicyArguments) -> Result<ExitCode, Failure> {
@@ -181,56 +177,33 @@ fn send_with(orders: &[Sent], send: &SendArguments, authority: u8) -> Result<Vec
     let shell = load::shell(&config);
     let user = send.user.clone().or_else(|| std::env::var("USER").ok()).filter(|u| !u.is_empty());
     let principal = format!("user:{}", user.unwrap_or_else(|| "unknown".into()));
-    let mut answers = Follower::from_now_on(&shell.client, "runwarden-command", &shell.topics.command_results)
-        .map_err(Failure::reach)?;
-    let producer = Producer::courier(&shell.client).map_err(Failure::reach)?;
-    let mut waiting: BTreeMap<String, Option<Value>> = BTreeMap::new();
-    let mut ids = Vec::with_capacity(orders.len());
-    for Sent { kind, tenant, body } in orders {
-        let command_id = match (&send.command_id, orders.len()) {
+    let command = |Sent { kind, tenant, body }: &Sent| Command {
+        command_id: match (&send.command_id, orders.len()) {
             (Some(id), 1) => id.clone(),
             _ => uuid::Uuid::new_v4().to_string(),
-        };
-        let command = Command {
-            command_id: command_id.clone(),
-            kind: (*kind).to_owned(),
-            tenant_id: tenant.clone(),
-            principal: principal.clone(),
-            authority,
-            issued_at: Wall::now().0,
-            body: body.clone(),
-            key_id: None,
-        };
-        let key = command.key().to_owned();
-        let payload = keys.ring.sign(command, &keys.sign_with);
-        let payload = payload.ok_or_else(|| Failure::Invalid(format!("there is no key {}", keys.sign_with)))?;
-        producer.send(&shell.topics.commands, key.as_bytes(), &payload).map_err(Failure::reach)?;
-        waiting.insert(command_id.clone(), None);
-        ids.push(command_id);
-    }
-    producer.flush(send.wait).map_err(Failure::reach)?;
-    let until = Instant::now() + send.wait;
-    while waiting.values().any(Option::is_none) && Instant::now() < until {
-        let Some(record) = answers.next(LOOK) else { continue };
-        let answer = record.payload.as_deref().and_then(|p| serde_json::from_slice::<Value>(p).ok());
-        let Some(answer) = answer else { continue };
-        let known = answer["command_id"].as_str().and_then(|id| waiting.get_mut(id));
-        known.into_iter().for_each(|place| *place = Some(answer.clone()));
-    }
-    let mut found = Vec::with_capacity(ids.len());
-    for id in &ids {
-        match waiting.get_mut(id).and_then(Option::take) {
-            Some(answer) => found.push(answer),
-            None => {
-                return Err(Failure::Reach(format!(
-                    "no answer to command {id} within {:?}: is a sidecar with the role core running? Sent again with --command-id {id} \
-                     it counts once",
-                    send.wait
-                )));
-            }
-        }
-    }
-    Ok(found)
+        },
+        kind: (*kind).to_owned(),
+        tenant_id: tenant.clone(),
+        principal: principal.clone(),
+        authority,
+        issued_at: Wall::now().0,
+        body: body.clone(),
+        key_id: None,
+    };
+    let commands: Vec<Command> = orders.iter().map(command).collect();
+    let ids: Vec<String> = commands.iter().map(|command| command.command_id.clone()).collect();
+    let courier = Orders { shell, keys: Arc::new(keys), reader: "runwarden-command" };
+    let answers = courier.send_all(commands, send.wait)?.into_iter().zip(ids);
+    let answered = answers.map(|(answer, id)| {
+        answer.ok_or_else(|| {
+            Failure::Reach(format!(
+                "no answer to command {id} within {:?}: is a sidecar with the role core running? Sent again with --command-id {id} it \
+                 counts once",
+                send.wait
+            ))
+        })
+    });
+    answered.collect()
 }
 
 /// Shows an answer; the exit code is 0 when it was accepted, else 1.
