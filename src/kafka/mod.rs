@@ -26,6 +26,7 @@ pub mod topics;
 pub mod transaction;
 
 mod deadletter;
+mod delivery;
 mod group;
 pub mod history;
 mod hold;

@@ -95,7 +95,7 @@ pub(super) struct Checkpoints {
 /// A checkpoint waits until so many times its bytes were read, so that it adds no more than a tenth to what Kafka takes …
 const INPUT_PER_BYTE: usize = 10;
 /// … and so many intervals at most, so that what has to be run again after a crash is bounded.
-const MOST_INTERVALS: u32 = 4;
+const MOST_INTERVALS: u32 = 6;
 
 impl Checkpoints {
     /// In place of the step it contains: history was lost, and what there is has to be written at once.
@@ -493,12 +493,12 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_waits_for_ten_times_its_bytes_of_input_and_four_intervals_at_most() {
+    fn a_checkpoint_waits_for_ten_times_its_bytes_of_input_and_six_intervals_at_most() {
         assert!(!waited(4, 0, 1 << 30).is_due(INTERVAL), "never before its interval");
         assert!(waited(5, 0, 0).is_due(INTERVAL), "the first of a session");
-        assert!(!waited(19, 1_000, 9_999).is_due(INTERVAL));
+        assert!(!waited(29, 1_000, 9_999).is_due(INTERVAL));
         assert!(waited(5, 1_000, 10_000).is_due(INTERVAL));
-        assert!(waited(20, 1_000, 0).is_due(INTERVAL));
+        assert!(waited(30, 1_000, 0).is_due(INTERVAL));
         assert!(!waited(5, usize::MAX, 10_000).is_due(INTERVAL), "no overflow");
     }
 

@@ -9,9 +9,10 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, ProducerContext};
 
 use super::client::{ClientSettings, log_line};
+use super::delivery;
 use super::errors::Error;
 
 /// Sends records; bounded queue, so a slow broker slows the caller.
@@ -122,7 +123,8 @@ impl Producer {
                     return self.check(record.topic);
                 }
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
-                    self.inner.poll(Duration::from_millis(5));
+                    delivery::serve(&self.inner);
+                    delivery::rest();
                     self.check(record.topic)?;
                     next = back;
                 }
@@ -137,14 +139,14 @@ impl Producer {
     /// A record was not delivered, or the time is over.
     pub fn flush(&self, within: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + within;
-        while self.inner.in_flight_count() > 0 {
-            self.inner.poll(Duration::from_millis(1));
+        delivery::drain(&self.inner, || {
             self.check("the topic")?;
             if Instant::now() >= deadline {
                 let error = KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut);
                 return Err(Error::broker("cannot deliver in time", error));
             }
-        }
+            Ok(())
+        })?;
         self.check("the topic")
     }
 

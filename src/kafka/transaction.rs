@@ -16,10 +16,13 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use rdkafka::{ClientConfig, TopicPartitionList};
 
 use super::client::log_line;
+use super::delivery;
 use super::errors::{Class, classify, is_poison, is_stale_member};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_LIMIT: Duration = Duration::from_secs(30);
+/// Between two attempts to end a transaction.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// Identifies a record of the open transaction in delivery reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +172,8 @@ impl Writer {
             match self.producer.send(next) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
-                    self.producer.poll(Duration::from_millis(2));
+                    delivery::serve(&self.producer);
+                    delivery::rest();
                     if let Err(deadline) = check(expired) {
                         self.failed = Some(deadline);
                         return Ok(());
@@ -203,7 +207,7 @@ impl Writer {
 
     /// Serves delivery reports; without it they count as queued.
     pub fn poll(&self) {
-        self.producer.poll(Duration::ZERO);
+        delivery::serve(&self.producer);
     }
 
     /// Commits what was sent together with `offsets`. `expired`: whether the deadline of a drain has passed. On [`Failed::Abort`] call [`Writer::abort`], then send again.
@@ -267,7 +271,8 @@ impl Writer {
                     Err(error) => match classify(&error) {
                         Class::Retry | Class::Abort if Instant::now() < give_up => {
                             check(expired)?;
-                            self.producer.poll(Duration::from_millis(5));
+                            delivery::serve(&self.producer);
+                            std::thread::sleep(RETRY);
                         }
                         Class::Fenced => return Err(Failed::from_error("abort", error)),
                         _ => return Err(Failed::Rebuild { reason: format!("abort: {error}"), fenced: false }),
@@ -308,11 +313,7 @@ impl Writer {
 
     /// Waits until nothing is in flight. Messages leave the queue delivered or timed out (within the transaction time-out), so this ends.
     pub fn drain(&self, expired: &dyn Fn() -> bool) -> Result<(), Failed> {
-        while self.producer.in_flight_count() > 0 {
-            self.producer.poll(Duration::from_millis(1));
-            check(expired)?;
-        }
-        Ok(())
+        delivery::drain(&self.producer, || check(expired))
     }
 
     fn reports(&self) -> std::sync::MutexGuard<'_, ReportState> {
