@@ -325,15 +325,11 @@ listen = \"127.0.0.1:0\"
         let group = format!("{}group", self.topics.telemetry.strip_suffix("runs.telemetry").unwrap());
         let reader = Reader::new(&self.client, &group, Isolation::Committed).unwrap();
         let telemetry = self.topics.telemetry.as_str();
-        let deadline = Instant::now() + LONG;
         let read = |partition| {
             let (_, high) = reader.watermarks(telemetry, partition).unwrap();
             reader.committed(&[telemetry], partition).unwrap()[0].unwrap_or(0) >= high
         };
-        while !(0..partitions).all(read) {
-            assert!(Instant::now() < deadline, "telemetry is not processed");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        eventually("telemetry is processed", LONG, || (0..partitions).all(read));
     }
 
     /// Runs a subcommand: its exit code, standard output and error.

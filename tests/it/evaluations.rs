@@ -1,9 +1,11 @@
 //! Roll-ups per tenant and minute: rows judged, rows nobody judges, and what came of them.
 
+use runwarden::clock::SECOND;
 use runwarden::kafka::core::Topic;
 use serde_json::{Value, json};
 
-use crate::support::desk::{Desk, Said, event, on, step_of};
+use crate::support::desk::{DAY, Desk, Said, event, on, step_of, tuning};
+use crate::support::texts;
 
 const POLICIES: &str = "
 id: stop
@@ -71,4 +73,24 @@ fn each_minute_of_a_tenant_is_rolled_up_once_it_is_over_also_after_a_crash() {
     let acme: Vec<&Value> = minutes.iter().filter(|m| m["tenant_id"] == "acme").collect();
     assert_eq!(acme.len(), 1, "{minutes:?}");
     assert_eq!((&acme[0]["evaluations"], &acme[0]["by_action"]), (&json!(1), &json!({"WARN": 1})));
+}
+
+#[test]
+fn the_last_minute_of_a_tenant_is_over_in_silence_though_no_window_waits_for_it() {
+    let mut files = texts(&[]);
+    files.metrics.clear();
+    let mut desk = Desk::of(&files, tuning());
+    desk.at_end = true;
+    let mut said = desk.telemetry(0, &[step_of(5, "a", 1)]);
+    assert!(!desk.core.windows().is_open() && rolled(&said).is_empty());
+    // a sidecar steps when the core says that something is due, and at no other time
+    let mut steps = 0;
+    while let Some(due) = desk.core.deadline() {
+        steps += 1;
+        assert!(steps < 300, "it comes to rest");
+        said.extend(desk.pass((due.0 - DAY * SECOND + SECOND - 1) / SECOND));
+    }
+    let minutes = rolled(&said);
+    assert_eq!(minutes.len(), 1);
+    assert_eq!(minutes[0]["minute"], "2026-01-05T00:00:00.000000Z");
 }

@@ -150,13 +150,12 @@ impl Session<'_> {
             }
             let behind = active.checkpoints.step != active.number;
             let whole = behind && (which.forces(active.partition) || active.owes_checkpoint());
-            let steps_offset = self.writer.steps_offset(active.partition);
             let mut records = Vec::new();
             if whole {
                 records = active.end_pending();
             }
             if active.checkpoints.pending.is_none() && (whole || checkpoint_due(active, interval)) {
-                active.capture(self.partitions, steps_offset);
+                active.capture(self.partitions, self.writer.steps_offset(active.partition));
             }
             if let Some(pending) = &mut active.checkpoints.pending
                 && (whole || !waits)

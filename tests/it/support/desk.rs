@@ -12,6 +12,7 @@ use runwarden::pipeline::{Own, Partition, Settings};
 use serde_json::{Value, json};
 
 use super::texts;
+use runwarden::cli::load::Texts;
 
 /// 2026-01-05T00:00:00Z, a Monday, in seconds.
 pub const DAY: i64 = 1_767_571_200;
@@ -71,7 +72,12 @@ impl Desk {
     pub fn tuned(policies: &str, tuning: Tuning) -> Self {
         let files: &[(&str, &str)] = &[("p.yaml", policies)];
         let files = if policies.is_empty() { &[] } else { files };
-        let mut settings = load::build(&texts(files), tuning).unwrap_or_else(|e| panic!("{e:?}")).settings;
+        Self::of(&texts(files), tuning)
+    }
+
+    /// Under all these files.
+    pub fn of(texts: &Texts, tuning: Tuning) -> Self {
+        let mut settings = load::build(texts, tuning).unwrap_or_else(|e| panic!("{e:?}")).settings;
         settings.future_at = Some(Wall(i64::MAX));
         let settings = Arc::new(settings);
         let core = Partition::new(Arc::clone(&settings), Own { partition: 0, partitions: 1 }).unwrap();
